@@ -1,0 +1,21 @@
+PYTHON ?= python3
+ifdef VIRTUAL_ENV              # an active environment is used as it is, with the torch it has
+VENV := $(VIRTUAL_ENV)
+else                           # ours: the versions that tests run with; users are not bound by them
+VENV := .venv
+PINS := -c constraints.txt
+endif
+BIN := $(VENV)/bin
+
+train: $(VENV)/.agentgym ; $(BIN)/agentgym train $(ENV) $(ARGS)
+test: $(VENV)/.agentgym ; $(BIN)/pytest $(ARGS)
+lint: $(VENV)/.agentgym
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports
+acceptance: $(VENV)/.agentgym ; $(BIN)/pytest -m acceptance -s $(ARGS)
+
+$(VENV)/.agentgym: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PINS) -e '.[train,docker,reasoning,dev]'
+	touch $@
+
+.PHONY: train test lint acceptance
