@@ -1,0 +1,116 @@
+"""The command line: which command is meant, and how its errors become one sentence and an exit code.
+
+Owns the table of commands and the border to the shell. Each command is one module here with `main(argv) -> exit code`,
+imported when it is called and not before; flags and configuration files are options.py's business."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from agentgym.errors import AgentGymError, ConfigError
+
+COMMANDS = {
+    "train": "train a policy in an environment; writes runs/<name>/ with a report",
+    "eval": "measure a policy's success on held-out tasks, by horizon, with intervals",
+    "check": "test environments against the contract: determinism, rewards, leaks, hostile output",
+    "list": "show the environments that are installed",
+    "show": "show a run: its figures, or an episode as a transcript",
+    "play": "play an environment yourself at the terminal",
+    "doctor": "say what this machine has, what is missing, and how to get it",
+}
+_EXTRAS = {  # optional package -> the extra that installs it
+    **dict.fromkeys(("torch", "transformers", "tokenizers", "jinja2", "scipy", "matplotlib", "psutil"), "train"),
+    "docker": "docker",
+    "reasoning_gym": "reasoning",
+}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C after the command has saved what it had; the message says how to go on."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(args)
+        sys.stdout.flush()  # a closed pipe shows here, not at exit
+        return code
+    except KeyboardInterrupt as stop:
+        return _complain(str(stop) or "Interrupted.", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to flush at exit
+        return 141  # what a shell reports for a program whose reader went away
+    except AgentGymError as error:
+        return _complain(f"error: {error}", 2 if isinstance(error, ConfigError) else 1)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        return _complain(
+            f"error: this needs the package {package}, which is not installed. In your clone of agentgym: "
+            f"pip install -e '.[{_EXTRAS[package]}]'",
+            1,
+        )
+    except OSError as error:
+        if error.errno not in (*_FULL, *_DENIED):
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        fix = "free some space" if error.errno in _FULL else "choose another --output or mend its permissions"
+        kept = "; what is already written is kept, and --resume goes on" if error.errno in _FULL else ""
+        return _complain(f"error: {error.strerror}{place}: {fix}{kept}.", 1)
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """` Did you mean …?` where one of the names is close, else the empty string."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def say(text: str = "") -> None:
+    """One line for the user, on standard output."""
+    sys.stdout.write(text + "\n")
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        say(_usage())
+        return 0
+    if args[0] in ("-V", "--version"):
+        from importlib.metadata import version  # noqa: PLC0415  50 ms, for this flag only
+
+        say(f"agentgym {version('agentgym')}")
+        return 0
+    name = args[0]
+    if name not in COMMANDS:
+        raise ConfigError(f"there is no command {name!r}.{nearest(name, list(COMMANDS))} See `agentgym --help`.")
+    return importlib.import_module(f"agentgym.cli.{name}").main(args[1:])
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {line}" for name, line in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: agentgym COMMAND [...]",
+            "A gym for language-model agents that act for hundreds of turns.",
+            "",
+            *lines,
+            "",
+            "`agentgym COMMAND --help` shows its flags.",
+            "example: agentgym eval agentgym/Door-v0 --model gold --limit 20",
+        ]
+    )
+
+
+def _complain(message: str, code: int) -> int:
+    sys.stdout.flush()
+    sys.stderr.write(message + "\n")
+    return code
