@@ -1,1 +1,7 @@
-"""Environments shipped with agentgym."""
+"""Environments shipped with agentgym, registered exactly as a third party's would be: by name, imported when made."""
+
+from agentgym import register
+
+register("agentgym/Door-v0", "agentgym_envs.door.env:DoorEnv")
+register("agentgym/Lookup-v0", "agentgym_envs.lookup.env:LookupEnv")
+register("agentgym/Arithmetic-v0", "agentgym_envs.arithmetic.env:ArithmeticEnv")

@@ -1,0 +1,1 @@
+"""The smallest environment there can be, and the template for others."""

@@ -1,0 +1,1 @@
+"""A chain of look-ups with an end mark."""
