@@ -5,19 +5,18 @@ it rollout/store.py's, the statistics intervals.py's and horizon.py's."""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from agentgym.env import AgentEnv
 from agentgym.errors import ConfigError
 from agentgym.evaluation.horizon import Point, success_curve
 from agentgym.evaluation.intervals import Interval, success_interval
 from agentgym.ledger import Episode
 from agentgym.registry import make
-from agentgym.rollout.driver import Driver, Slot
+from agentgym.rollout.driver import Driver, Slot, derive_seed
 
 if TYPE_CHECKING:
     from agentgym.policies.base import Policy
@@ -92,31 +91,32 @@ async def evaluate(
 ) -> Evaluation:
     """Play `attempts` episodes on each of the split's first `limit` distinct tasks and sum them up.
 
-    With `horizons` the environment is made once for each (its `horizon` argument) and `limit` counts per horizon.
+    `horizons` becomes the environment's `horizon` argument: its tasks take them in turn, so `limit` is shared evenly.
     Attempts that the store already holds under `run` are not played again: resuming is the same call.
-    The seed of an episode depends on `seed`, its task and its attempt only, never on the limit or the order."""
+    The seed of an episode depends on `seed`, its task and its attempt only, never on the limit, the order or `run`:
+    two evaluations face the same episodes. Raises ConfigError for an environment or split that cannot be evaluated."""
     for name, value in (("limit", limit), ("attempts", attempts), ("concurrency", concurrency)):
         if value < 1:
             raise ConfigError(f"{name} {value}: give at least 1")
-    parts = _plan(env_id, split, horizons, limit, env_kwargs or {})
-    keys = {(task, attempt) for part in parts for task in part.tasks for attempt in range(attempts)}
-    kept = {(task, attempt) for _, task, attempt in store.keys(run)} & keys if store is not None else set()
-    tally = _Tally(len(kept), len(keys), progress)
-
-    async def play(part: _Part, slots: list[Slot]) -> list[Episode]:
-        driver = Driver(env_id, policy, run=run, env_kwargs=part.env_kwargs, store=store, concurrency=concurrency)
-        try:
-            return await driver.collect(slots, on_episode=tally)
-        finally:
-            driver.close()
-
-    played: list[Episode] = []
-    for wave in _waves([(part, part.slots(attempts, seed, kept)) for part in parts], concurrency):
-        for episodes in await _together(play(part, slots) for part, slots in wave):
-            played += episodes
+    kwargs = dict(env_kwargs or {}) | {"split": split} | ({"horizon": tuple(horizons)} if horizons else {})
+    tasks = _first_tasks(env_id, kwargs, limit)
+    slots = [
+        Slot(task_id=task, attempt=attempt, group=group, seed=derive_seed(seed, task, attempt))
+        for group, task in enumerate(tasks)
+        for attempt in range(attempts)
+    ]
+    keys = {(slot.task_id, slot.attempt) for slot in slots}
+    kept = set() if store is None else {(task, attempt) for _, task, attempt in store.keys(run)} & keys
+    tally = _Tally(len(kept), len(slots), progress)
+    driver = Driver(env_id, policy, run=run, env_kwargs=kwargs, store=store, concurrency=concurrency)
+    try:
+        open_slots = [slot for slot in slots if (slot.task_id, slot.attempt) not in kept]
+        episodes = await driver.collect(open_slots, on_episode=tally)
+    finally:
+        driver.close()
     if store is not None:  # the record is what counts: resumed and uninterrupted give the same figures
-        played = [e for e in store.episodes(run=run) if (e.task_id, e.attempt) in keys]
-    return summarise(env_id, split, played, num_planned=len(keys))
+        episodes = [e for e in store.episodes(run=run) if (e.task_id, e.attempt) in keys]
+    return summarise(env_id, split, episodes, num_planned=len(slots))
 
 
 def summarise(env_id: str, split: str, episodes: Iterable[Episode], *, num_planned: int | None = None) -> Evaluation:
@@ -152,84 +152,19 @@ class _Tally:
             self.progress(self.done, self.planned)
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """The attempts that share one environment: one horizon."""
-
-    env_kwargs: Mapping[str, Any]
-    tasks: list[str]
-
-    def slots(self, attempts: int, seed: int, kept: set[tuple[str, int]]) -> list[Slot]:
-        return [
-            Slot(task_id=task, attempt=attempt, group=group, seed=_episode_seed(seed, task, attempt))
-            for group, task in enumerate(self.tasks)
-            for attempt in range(attempts)
-            if (task, attempt) not in kept
-        ]
-
-
-def _plan(
-    env_id: str, split: str, horizons: Sequence[int] | None, limit: int, env_kwargs: Mapping[str, Any]
-) -> list[_Part]:
-    """One part per horizon (or one in all); no task is planned twice."""
-    seen: set[str] = set()
-    parts = []
-    for horizon in horizons or (None,):
-        kwargs = dict(env_kwargs) | {"split": split} | ({} if horizon is None else {"horizon": horizon})
-        env = make(env_id, **kwargs)
-        try:
-            tasks = _first_distinct(env.unwrapped.tasks.split(split), limit, seen)  # type: ignore[attr-defined]
-        finally:
-            env.close()
-        if not tasks:
-            raise ConfigError(
-                f"{env_id} has no task in split {split!r} with {kwargs}; `agentgym list` names its splits"
-            )
-        parts.append(_Part(kwargs, tasks))
-    return parts
-
-
-def _first_distinct(split: Any, limit: int, seen: set[str]) -> list[str]:
-    """Ids of the first tasks by index that are new; a small procedural family repeats itself, so give up in time."""
-    found: list[str] = []
-    for index in range(min(len(split), 1000 + 20 * limit)):
-        task_id = split.id(index)
-        if task_id not in seen:
-            seen.add(task_id)
-            found.append(task_id)
-            if len(found) == limit:
-                break
-    return found
-
-
-def _episode_seed(seed: int, task_id: str, attempt: int) -> int:
-    digest = hashlib.blake2b(f"{seed}/{task_id}/{attempt}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 33  # 31 bits: what every generator takes
-
-
-def _waves(jobs: list[tuple[_Part, list[Slot]]], concurrency: int) -> Iterator[list[tuple[_Part, list[Slot]]]]:
-    """Neighbouring parts together as long as they fit: short parts must not leave an engine's batch half empty."""
-    wave: list[tuple[_Part, list[Slot]]] = []
-    for job in jobs:
-        if wave and sum(len(slots) for _, slots in wave) + len(job[1]) > concurrency:
-            yield wave
-            wave = []
-        if job[1]:
-            wave.append(job)
-    if wave:
-        yield wave
-
-
-async def _together(plays: Iterable[Coroutine[Any, Any, list[Episode]]]) -> list[list[Episode]]:
-    """All of them; if one raises, or we are cancelled, none goes on behind the caller's back."""
-    tasks = [asyncio.ensure_future(play) for play in plays]
+def _first_tasks(env_id: str, env_kwargs: Mapping[str, Any], limit: int) -> list[str]:
+    """Ids of the split's first distinct tasks, at most all of them."""
     try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
+        env = make(env_id, **env_kwargs)
+    except TypeError as error:
+        raise ConfigError(f"{env_id} does not take the arguments {dict(env_kwargs)}: {error}") from error
+    try:
+        if not isinstance(env.unwrapped, AgentEnv):
+            raise ConfigError(f"{env_id} is no agentgym.AgentEnv: it has no tasks to evaluate on")
+        split = env.unwrapped.tasks.split(env_kwargs["split"])
+        return [task_id for task_id, _ in split.take(min(limit, len(split)))]
+    finally:
+        env.close()
 
 
 def _sampled_tokens(episode: Episode) -> int:
