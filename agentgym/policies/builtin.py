@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 
 from agentgym.env import AgentEnv, Observation
 from agentgym.errors import ConfigError
-from agentgym.messages import JSON, Message, assistant, call, transcript
+from agentgym.messages import JSON, Message, assistant, raw_call, transcript
 from agentgym.policies.base import Policy
 from agentgym.spaces import sample_text
 from agentgym.tasks import nearest
@@ -86,9 +87,8 @@ class Random:
                 return assistant(sample_text(rng))
             function = tools[int(rng.integers(len(tools)))]["function"]
             fields: Mapping[str, JSON] = function["parameters"].get("properties", {})
-            return assistant(
-                "", call(function["name"], **{name: _sample(field, rng) for name, field in fields.items()})
-            )
+            arguments = {name: _sample(field, rng) for name, field in fields.items()}
+            return assistant("", raw_call(function["name"], json.dumps(arguments, ensure_ascii=False)))
 
         return _FunctionActor(answer)
 
@@ -131,9 +131,8 @@ def read_line(line: str, tools: Sequence[str]) -> Message:
     if name not in tools:
         return assistant(line.strip())
     pairs = (word.partition("=") for word in rest.split())
-    return assistant(
-        "", call(name, **{key: int(value) if value.lstrip("-").isdigit() else value for key, _, value in pairs})
-    )
+    arguments = {key: int(value) if value.lstrip("-").isdecimal() else value for key, _, value in pairs}
+    return assistant("", raw_call(name, json.dumps(arguments, ensure_ascii=False)))
 
 
 _POLICIES: Mapping[str, Callable[[], Policy]] = {

@@ -1,0 +1,158 @@
+"""`agentgym train`: its knobs, where their defaults come from, and the folder it writes.
+
+Owns TrainConfig, the resolution of flags over files, and what --resume may change (nothing). The job is train_job.py's."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from agentgym.cli import Interrupted
+from agentgym.cli.options import from_toml, parse, to_toml
+from agentgym.cli.train_job import Job, versions
+from agentgym.errors import ConfigError
+from agentgym.learner.loop import LoopConfig
+from agentgym.learner.scratch import ScratchConfig
+from agentgym.learner.update import ObjectiveConfig, OptimizerConfig
+from agentgym.learner.warm_start import WarmStartConfig
+from agentgym.registry import make
+from agentgym.syntax import get_syntax
+
+EXAMPLE = "agentgym train agentgym/Door-v0 --group-size 16 --credit leave_one_out"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a policy in an environment. Writes runs/<name>/; Ctrl-C saves, --resume goes on."""
+
+    env: tyro.conf.Positional[str] = "agentgym/Lookup-v0"
+    """Environment id; its folder's train.toml, where it has one, holds the defaults."""
+    model: str | None = None
+    """Model folder or hub name, with its own tokenizer and chat template; without it a small one starts from nothing."""
+    seed: int = 0
+    """Seed of everything: same seed, same run."""
+    output: Path | None = None
+    """Folder of the run; runs/<name>-<n> without it."""
+    resume: bool = False
+    """Go on with the run in --output (or the newest of this environment)."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights; below float32 the optimiser keeps float32 masters."""
+    threads: int = 2
+    """CPU threads; fixed, because the last bits depend on it."""
+    syntax: str = "hermes"
+    """How the model spells tool calls: hermes, xml, react or code."""
+    temperature: float = 1.0
+    """Sampling temperature, in rollouts and in the sampled evaluation."""
+    max_tokens: int = 256
+    """Tokens per message."""
+    concurrency: int = 256
+    """Episodes at once."""
+    horizon: tuple[int, ...] = ()
+    """Trained horizons; the environment's default without it."""
+    test_horizon: tuple[int, ...] = ()
+    """Tested horizons; the trained ones without it."""
+    eval_limit: int = 40
+    """Held-out tasks per horizon, before and after."""
+    set: tuple[str, ...] = ()
+    """More arguments of the environment, name=JSON: --set difficulty=1."""
+    control_steps: int = 0
+    """Imitation steps of the control: the warm start continued for as long instead of reinforcement; 0 for none."""
+    scratch: ScratchConfig = field(default_factory=ScratchConfig)
+    warm: WarmStartConfig = field(default_factory=WarmStartConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        if self.threads < 1 or self.eval_limit < 1:
+            raise ConfigError("threads and eval_limit are at least 1")
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(f"device {self.device!r}: torch {torch.__version__} sees no GPU; use --device cpu")
+        get_syntax(self.syntax)
+
+    def env_kwargs(self, **more: Any) -> dict[str, Any]:
+        """Arguments the environment is made with."""
+        made: dict[str, Any] = {"horizon": list(self.horizon)} if self.horizon else {}
+        for pair in self.set:
+            name, equals, value = pair.partition("=")
+            try:
+                made[name] = json.loads(value)
+            except json.JSONDecodeError:
+                made[name] = value
+            if not equals:
+                raise ConfigError(f"--set {pair!r}: write name=value")
+        return made | more
+
+
+def main(argv: Sequence[str]) -> int:
+    config = _configured(list(argv))
+    folder = _folder(config)
+    torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(True, warn_only=config.device != "cpu")
+    job = Job(config, folder)
+    try:
+        job.run()
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"Saved. Go on with: agentgym train {config.env} --output {folder} --resume"
+        ) from None
+    finally:
+        job.close()
+    return 0
+
+
+def _configured(argv: list[str]) -> TrainConfig:
+    """Flags over the environment's train.toml (or --config, or the resumed run's own)."""
+    config = parse(TrainConfig, argv, "agentgym train", EXAMPLE)
+    if config.resume:
+        folder = config.output or _newest(config.env)
+        saved = from_toml(TrainConfig, folder / "config.toml")
+        given = parse(TrainConfig, [*argv, "--config", str(folder / "config.toml")], "agentgym train", EXAMPLE)
+        for f in fields(TrainConfig):
+            if f.name not in ("resume", "output") and getattr(given, f.name) != getattr(saved, f.name):
+                raise ConfigError(
+                    f"--resume goes on with {folder}/config.toml, where {f.name} is {getattr(saved, f.name)}, not "
+                    f"{getattr(given, f.name)}. Leave the flag out, or start a new run."
+                )
+        return replace(given, output=folder, resume=True)
+    env = make(config.env)
+    defaults = Path(inspect.getfile(type(env.unwrapped))).parent / "train.toml"
+    env.close()
+    if defaults.is_file() and not any(a.split("=")[0] == "--config" for a in argv):
+        config = parse(TrainConfig, [*argv, "--config", str(defaults)], "agentgym train", EXAMPLE)
+    return config
+
+
+def _stem(env: str) -> str:
+    return env.rpartition("/")[2]
+
+
+def _newest(env: str) -> Path:
+    found = sorted(Path("runs").glob(f"{_stem(env)}-*/config.toml"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise ConfigError(f"--resume: there is no run of {env} under runs/; give its folder with --output")
+    return found[-1].parent
+
+
+def _folder(config: TrainConfig) -> Path:
+    """The run's folder, made if the run is new."""
+    folder = config.output
+    if config.resume and folder is not None:
+        return folder
+    if folder is None:
+        taken = [int(p.name.rpartition("-")[2]) for p in Path("runs").glob(f"{_stem(config.env)}-*") if p.name.rpartition("-")[2].isdigit()]
+        folder = Path("runs") / f"{_stem(config.env)}-{max(taken, default=0) + 1}"
+    if (folder / "config.toml").exists():
+        raise ConfigError(f"{folder} holds a run already: add --resume to go on with it, or choose another --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.toml").write_text(to_toml(replace(config, resume=False), versions()), "utf-8")
+    return folder

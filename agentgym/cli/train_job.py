@@ -1,0 +1,412 @@
+"""The training job: warm start, evaluate, reinforce, control, evaluate again, report.
+
+Owns the order of the phases and what the summary says. Each part is done by its owner: learner/, evaluation/,
+viewer/. A finished phase is kept in the checkpoint, so that a resumed run repeats none."""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import subprocess
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from agentgym.cli.options import as_dict
+from agentgym.engines.causal import CausalLM, load_model, load_tokenizer
+from agentgym.engines.local import LocalEngine
+from agentgym.errors import ConfigError
+from agentgym.evaluation.horizon import half_horizon
+from agentgym.evaluation.intervals import wilson
+from agentgym.evaluation.run import Evaluation, evaluate
+from agentgym.learner.checkpoint import Checkpoints, MetricsLog, weights_hash
+from agentgym.learner.loop import train
+from agentgym.learner.scratch import scratch_model, scratch_tokenizer
+from agentgym.learner.update import Learner
+from agentgym.learner.warm_start import warm_start, written_ledger
+from agentgym.ledger import Episode, Ledger
+from agentgym.loop import run_sync
+from agentgym.policies.builtin import builtin
+from agentgym.policies.local import ChatFormat, LocalPolicy
+from agentgym.policies.render import Renderer
+from agentgym.registry import make
+from agentgym.rollout.driver import Driver, Slot, derive_seed
+from agentgym.rollout.store import Store
+from agentgym.syntax import get_syntax
+from agentgym.viewer.report import write_report
+
+if TYPE_CHECKING:
+    from agentgym.cli.train import TrainConfig
+
+DEMONSTRATION_TURNS = 64  # a demonstrator is stopped by its own giving up, not by the agent's limit
+
+
+class Job:
+    """One run in one folder. `run` goes through the phases that are not yet done."""
+
+    def __init__(self, config: TrainConfig, folder: Path) -> None:
+        self.config = config
+        self.folder = folder
+        self.console = Console(stderr=False, highlight=False)
+        self.store = Store(folder / "run.sqlite")
+        self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.progress: dict[str, Any] = {}
+        self._drivers: list[Driver] = []
+
+    def run(self) -> None:
+        """All phases in order. Interrupted or killed anywhere, the next call goes on."""
+        config = self.config
+        self.env = make(config.env, **config.env_kwargs(split="train"))
+        ledgers = self._prepare()
+        state = self.checkpoints.load(self.learner)
+        if state is None:
+            with self._timed("warm_start"):
+                self._imitate(ledgers, config.warm.warm_steps, "warm start")
+            self.learner = self._new_learner()
+            state = (0, self.progress)
+            self._save(0)
+        done, self.progress = state
+        if "before" not in self.progress:
+            self.progress["before"] = self._evaluate("before")
+            self._save(done)
+        self._reinforce(done)
+        if "after" not in self.progress:
+            self.progress["after"] = self._evaluate("after")
+            self.progress["weights"] = weights_hash(self.lm)
+            self.lm.model.save_pretrained(self.folder / "model")
+            self.renderer.tokenizer.save_pretrained(self.folder / "model")
+            self.chat.save(self.folder / "model")
+            self._save(config.loop.updates)
+        if config.control_steps and "control" not in self.progress:
+            self._control(ledgers)
+            self._save(config.loop.updates)
+        self._finish()
+
+    def close(self) -> None:
+        for driver in self._drivers:
+            driver.close()
+        if hasattr(self, "engine"):
+            self.engine.shutdown()
+        self.store.close()
+
+    # -- phases -----------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> list[Ledger]:
+        """Model, tokenizer, engine and policy; and the demonstrations, where the model is to imitate."""
+        config, chat = self.config, ChatFormat(self.config.syntax)
+        episodes: list[Episode] = []
+        if config.warm.warm_steps and (config.model is None or config.warm.imitate_always):
+            with self._timed("demonstrations"):
+                episodes = self._demonstrations()
+        if config.model is None:
+            if not episodes:
+                raise ConfigError(f"{config.env} has no demonstrator to imitate; give --model, a model that can speak")
+            chat = ChatFormat(config.syntax, tools="hidden")
+            tokenizer = scratch_tokenizer(_texts(episodes, config.syntax), vocabulary=config.scratch.vocabulary)
+            model = scratch_model(tokenizer, config.scratch, seed=derive_seed(config.seed, "weights"))
+            model = model.to(config.device)
+        else:
+            tokenizer = load_tokenizer(config.model)
+            model = load_model(config.model, device=config.device, dtype=config.dtype)
+            if (saved := ChatFormat.load(config.model)) != ChatFormat():
+                chat = saved
+        self.chat = chat
+        self.lm = CausalLM(model)
+        self.engine = LocalEngine(self.lm)
+        self.renderer = Renderer(tokenizer)
+        self.policy = LocalPolicy(
+            self.engine, self.renderer, chat=chat, temperature=config.temperature, max_tokens=config.max_tokens
+        )
+        self.learner = self._new_learner()
+        tools = self._tools()
+        return [written_ledger(e, self.renderer, chat, tools) for e in episodes]
+
+    def _demonstrations(self) -> list[Episode]:
+        """Episodes of the environment's own weak demonstrator, on tasks that nobody trains or is tested on."""
+        config = self.config
+        kwargs = config.env_kwargs(split="demonstrations", max_turns=DEMONSTRATION_TURNS)
+        env = make(config.env, **kwargs)
+        tasks = env.unwrapped.tasks.split("demonstrations").take(config.warm.demonstrations)  # type: ignore[attr-defined]
+        env.close()
+        slots = [Slot(task_id, 0, i, derive_seed(config.seed, task_id) >> 32) for i, (task_id, _) in enumerate(tasks)]
+        driver = self._driver(builtin("demonstrator"), "demonstrations", kwargs, store=None, concurrency=64)
+        with self._bar("demonstrations", len(slots)) as advance:
+            episodes = run_sync(driver.collect(slots, on_episode=lambda _: advance()))
+        if "failure" in {e.stop_reason for e in episodes}:
+            raise ConfigError(f"{config.env}: a demonstration failed: {next(e.failure for e in episodes if e.failure)}")
+        won = sum(e.success for e in episodes)
+        self.progress["demonstrator"] = wilson(won, len(episodes)).as_json()
+        return episodes
+
+    def _imitate(self, ledgers: Sequence[Ledger], steps: int, name: str) -> None:
+        if not ledgers or not steps:
+            return
+        config, seed = self.config.warm, derive_seed(self.config.seed, name) >> 32
+        with self._bar(name, steps) as advance:
+            warm_start(self.lm, ledgers, config, seed=seed, steps=steps, progress=lambda _, loss: advance(f"loss {loss:.3f}"))
+
+    def _reinforce(self, done: int) -> None:
+        """Updates `done`.. to the end."""
+        config = self.config
+        if done >= config.loop.updates:
+            return
+        self.store.reopen("train", from_update=done)
+        metrics = MetricsLog(self.folder / "metrics.jsonl", updates_done=done)
+        driver = self._driver(self.policy, "train", config.env_kwargs(split="train"), store=self.store)
+        split = self.env.unwrapped.tasks.split("train")  # type: ignore[attr-defined]
+        with self._bar("updates", config.loop.updates, done) as advance:
+
+            def told(line: dict[str, Any]) -> None:
+                self.console.print(_line(line, config.loop.updates))
+                advance(f"success {line['success']:.0%}")
+
+            run_sync(
+                train(
+                    split, driver, self.policy, self.learner, config.loop, config.objective,
+                    seed=config.seed, start=done, checkpoints=self.checkpoints, metrics=metrics,
+                    progress=self.progress, on_update=told,
+                )
+            )  # fmt: skip
+
+    def _evaluate(self, phase: str, horizons: Sequence[int] | None = None) -> dict[str, Any]:
+        """Held-out tasks by horizon, sampled as in training and greedy."""
+        config = self.config
+        horizons = horizons or config.test_horizon or config.horizon or None
+        found: dict[str, Any] = {}
+        with self._timed("evaluate"):
+            for name, policy in ((phase, self.policy), (f"{phase}-greedy", self.policy.at(0.0))):
+                self.store.reopen(name, from_update=0)  # which episodes share a batch must not depend on a kill
+                with self._bar(name, 1) as advance:
+                    result: Evaluation = run_sync(
+                        evaluate(
+                            config.env, policy, store=self.store, run=name, split="test", horizons=horizons,
+                            limit=config.eval_limit, seed=config.seed, concurrency=config.concurrency,
+                            env_kwargs=config.env_kwargs(), progress=lambda n, total: advance(at=n, total=total),
+                        )
+                    )  # fmt: skip
+                found[name.removeprefix(phase).lstrip("-") or "sampled"] = self._figures(result)
+        return found
+
+    def _figures(self, result: Evaluation) -> dict[str, Any]:
+        """By horizon, the trained range together, and the 50 % horizon."""
+        trained = self._trained()
+        points = [p.as_json() for p in result.by_horizon]
+        inside = [p for p in points if p["horizon"] in trained] or points
+        whole = wilson(sum(p["successes"] for p in inside), sum(p["n"] for p in inside))
+        figures = {"overall": whole.as_json(), "points": points, "coverage": result.coverage}
+        if points:
+            figures["h50"] = half_horizon(result.by_horizon).as_json()
+        return figures
+
+    def _control(self, ledgers: Sequence[Ledger]) -> None:
+        """As much compute on imitation alone: the warm start continued instead of reinforcement."""
+        config = self.config
+        if not ledgers:
+            return
+        ours = {k: v.clone() for k, v in self.lm.model.state_dict().items()}
+        model = scratch_model(self.renderer.tokenizer, config.scratch, seed=derive_seed(config.seed, "weights"))  # type: ignore[arg-type]
+        self.lm.model.load_state_dict(model.state_dict())
+        with self._timed("control"):
+            self._imitate(ledgers, config.control_steps, "control")
+        run_sync(self.engine.push(self.engine.version))
+        self.progress["control"] = self._evaluate("control", sorted(self._trained()))
+        self.lm.model.load_state_dict(ours)
+        run_sync(self.engine.push(self.engine.version))
+
+    # -- summary ------------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        summary = self._summary()
+        aside = self.folder / "summary.tmp"
+        aside.write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
+        aside.replace(self.folder / "summary.json")
+        report = write_report(self.folder)
+        self.console.print()
+        for name, value in _table(summary):
+            self.console.print(f"{name:<34}{value}")
+        self.console.print(f"\nreport   {report}\nsummary  {self.folder / 'summary.json'}\nmodel    {self.folder / 'model'}")
+
+    def _summary(self) -> dict[str, Any]:
+        config, p = self.config, self.progress
+        before, after, seconds = p["before"], p["after"], p["seconds"]
+        train_s = p.get("seconds_train", 0.0)
+        tokens = sum(e.ledger.num_sampled for e in self.store.episodes(run="train") if e.ledger is not None)
+        return {
+            "env": config.env,
+            "seed": config.seed,
+            "model": config.model or "scratch",
+            "num_parameters": sum(w.numel() for w in self.lm.model.parameters()),
+            **_pair("success", "ci", before["sampled"], after["sampled"]),
+            **_pair("greedy", "ci_greedy", before["greedy"], after["greedy"]),
+            "by_horizon": _by_horizon(before, after, self._trained()),
+            "h50_before": before["sampled"].get("h50"),
+            "h50_after": after["sampled"].get("h50"),
+            "h50_greedy_after": after["greedy"].get("h50"),
+            "demonstrator": p.get("demonstrator"),
+            "control": _control_summary(p, seconds),
+            "updates": config.loop.updates,
+            "weights": p["weights"],
+            "seconds_warm_start": seconds.get("demonstrations", 0.0) + seconds.get("warm_start", 0.0),
+            "seconds_train": train_s,
+            "seconds_evaluate": seconds.get("evaluate", 0.0),
+            "seconds_control": seconds.get("control", 0.0),
+            "seconds_total": sum(seconds.values()) + train_s,
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "tokens_per_second": tokens / train_s if train_s else 0.0,
+            "versions": versions(),
+            "config": as_dict(config),
+        }
+
+    # -- small things -----------------------------------------------------------------------------------------------
+
+    def _new_learner(self) -> Learner:
+        loop = self.config.loop
+        return Learner(self.lm, self.config.optimizer, total_steps=loop.updates * loop.minibatches)
+
+    def _driver(
+        self, policy: Any, run: str, kwargs: dict[str, Any], *, store: Store | None, concurrency: int | None = None
+    ) -> Driver:
+        driver = Driver(
+            self.config.env, policy, run=run, env_kwargs=kwargs, store=store,
+            concurrency=concurrency or self.config.concurrency,
+        )  # fmt: skip
+        self._drivers.append(driver)
+        return driver
+
+    def _tools(self) -> list[dict] | None:
+        return self.env.reset(seed=0)[0]["tools"]
+
+    def _trained(self) -> set[int]:
+        """Horizons of the training split: those asked for, or those its first tasks have."""
+        if self.config.horizon:
+            return set(self.config.horizon)
+        split = self.env.unwrapped.tasks.split("train")  # type: ignore[attr-defined]
+        return {h for _, task in split.take(min(24, len(split))) if (h := task.horizon) is not None}
+
+    def _save(self, done: int) -> None:
+        self.checkpoints.save(self.learner, done, self.progress)
+
+    @contextmanager
+    def _timed(self, phase: str):  # noqa: ANN202
+        began = perf_counter()
+        yield
+        seconds = self.progress.setdefault("seconds", {})
+        seconds[phase] = seconds.get(phase, 0.0) + perf_counter() - began
+
+    @contextmanager
+    def _bar(self, name: str, total: int, done: int = 0):  # noqa: ANN202
+        """A progress bar with rate and time left; yields a function that advances it."""
+        columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, transient=True) as bar:
+            task = bar.add_task(name, total=total, completed=done, note="")
+
+            def advance(note: str = "", *, at: int | None = None, total: int | None = None) -> None:
+                if at is None:
+                    bar.advance(task)
+                bar.update(task, completed=at, total=total, note=note)
+
+            yield advance
+        if not self.console.is_terminal:
+            self.console.print(f"{name}: done")
+
+
+def _texts(episodes: Sequence[Episode], syntax: str) -> Callable[[], Any] | list[str]:
+    spell = get_syntax(syntax).format
+    return [spell(m) if m["role"] == "assistant" else m["content"] for e in episodes for m in e.messages]
+
+
+def _line(line: dict[str, Any], updates: int) -> str:
+    """One update on the terminal: what the audit found."""
+    by_horizon = " ".join(f"{h}:{100 * rate:.0f}" for h, rate in line["by_horizon"].items())
+    return (
+        f"update {line['update'] + 1:>4}/{updates}  success {line['success']:6.1%}  [{by_horizon}]  "
+        f"entropy {line.get('entropy', 0):.3f}  kl {line.get('kl_k3', 0):.4f}  clip {line.get('clip_fraction', 0):.3f}  "
+        f"grad {line['grad_norm']:.2f}  mismatch {line['mismatch_mean']:.1e} max {line['mismatch_max']:.1e}  "
+        f"same {line['zero_variance_share']:.0%}  {line['tokens_sampled'] / line['seconds_generate']:,.0f} tok/s"
+    ).replace("[", "\\[")
+
+
+def _pair(name: str, interval: str, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    made = {}
+    for when, figures in (("before", before["overall"]), ("after", after["overall"])):
+        made[f"{name}_{when}"] = figures["rate"]
+        made[f"{interval}_{when}"] = [figures["low"], figures["high"]]
+    return made
+
+
+def _by_horizon(before: dict[str, Any], after: dict[str, Any], trained: set[int]) -> list[dict[str, Any]]:
+    columns = {
+        "before": before["sampled"], "after": after["sampled"],
+        "greedy_before": before["greedy"], "greedy_after": after["greedy"],
+    }  # fmt: skip
+    points = {name: {p["horizon"]: p for p in figures["points"]} for name, figures in columns.items()}
+    return [
+        {"horizon": h, "trained": h in trained, **{name: found[h] for name, found in points.items() if h in found}}
+        for h in sorted(points["before"])
+    ]
+
+
+def _control_summary(progress: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any] | None:
+    if "control" not in progress:
+        return None
+    sampled, greedy = (progress["control"][kind]["overall"] for kind in ("sampled", "greedy"))
+    return {**sampled, "greedy": greedy, "seconds": seconds["control"]}
+
+
+def _table(s: dict[str, Any]) -> list[tuple[str, str]]:
+    """The headline figures as a person reads them."""
+
+    def rate(value: float, interval: Sequence[float]) -> str:
+        return f"{100 * value:5.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+    def horizon(h: dict[str, Any] | None) -> str:
+        return "–" if h is None else f"{h['value']:.1f} [{h['low']:.1f}, {h['high']:.1f}]"
+
+    worst = min((p for p in s["by_horizon"] if p["trained"]), key=lambda p: p["after"]["rate"], default=None)
+    rows = [
+        ("success, sampled, before", rate(s["success_before"], s["ci_before"])),
+        ("success, sampled, after", rate(s["success_after"], s["ci_after"])),
+        ("success, greedy, before", rate(s["greedy_before"], s["ci_greedy_before"])),
+        ("success, greedy, after", rate(s["greedy_after"], s["ci_greedy_after"])),
+    ]
+    if worst is not None:
+        rows.append(("worst trained horizon, after", f"{100 * worst['after']['rate']:5.1f} % (horizon {worst['horizon']})"))
+    rows.append(("50 % horizon, before -> after", f"{horizon(s['h50_before'])} -> {horizon(s['h50_after'])}"))
+    if s["demonstrator"]:
+        d = s["demonstrator"]
+        rows.append(("the demonstrator's own success", rate(d["rate"], (d["low"], d["high"])) + f" of {d['n']}"))
+    if s["control"]:
+        c = s["control"]
+        rows.append(("control: imitation alone", rate(c["rate"], (c["low"], c["high"])) + f", greedy {100 * c['greedy']['rate']:.1f} %, {c['seconds']:.0f} s"))
+    rows.append(
+        (
+            "seconds: warm start, RL, evaluation",
+            f"{s['seconds_warm_start']:.0f}, {s['seconds_train']:.0f}, {s['seconds_evaluate']:.0f}; "
+            f"in all {s['seconds_total']:.0f}; peak memory {s['peak_rss_bytes'] / 2**30:.2f} GiB",
+        )
+    )
+    return rows
+
+
+def versions() -> dict[str, str | None]:
+    """What a figure depends on: packages, Python, and the commit of a clone."""
+    made: dict[str, str | None] = {"python": platform.python_version()}
+    for package in ("agentgym", "torch", "transformers", "tokenizers", "gymnasium", "numpy", "reasoning-gym"):
+        try:
+            made[package] = version(package)
+        except PackageNotFoundError:
+            made[package] = None
+    here = Path(__file__).resolve().parent
+    try:
+        found = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        made["commit"] = found.stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        made["commit"] = None
+    return made

@@ -1,0 +1,98 @@
+"""Saving a run so that it goes on bit for bit, and the metrics that belong to it.
+
+Owns the files in `checkpoints/` and `metrics.jsonl`: written aside and renamed, so that a kill leaves the last whole
+one. What is in the learner's state is update.py's business."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agentgym.engines.causal import CausalLM
+from agentgym.errors import ConfigError
+from agentgym.learner.update import Learner
+
+
+class Checkpoints:
+    """The newest `keep` states of a run: weights, optimiser, random state, and where the run stood."""
+
+    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, learner: Learner, update: int, progress: dict[str, Any]) -> Path:
+        """Write the state after `update` updates; `progress` is whatever else the run must remember (JSON)."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = {"update": update, "learner": learner.state_dict(), "torch_rng": torch.get_rng_state(), "progress": progress}
+        path = self.folder / f"update-{update:06}.pt"
+        aside = path.with_suffix(".tmp")
+        with aside.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        for old in self._paths()[: -self.keep]:
+            old.unlink()
+        return path
+
+    def load(self, learner: Learner) -> tuple[int, dict[str, Any]] | None:
+        """Bring the learner to the newest state; (updates done, progress), or None where nothing was saved."""
+        paths = self._paths()
+        if not paths:
+            return None
+        try:
+            state = torch.load(paths[-1], map_location="cpu", weights_only=True)
+            learner.load_state_dict(state["learner"])
+            torch.set_rng_state(state["torch_rng"])
+            return state["update"], state["progress"]
+        except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ConfigError(
+                f"checkpoint {paths[-1]} cannot be read ({reason}). Delete it: --resume then takes the one before, "
+                "or starts anew."
+            ) from error
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("update-*.pt"))
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one line per update, in order, none twice."""
+
+    def __init__(self, path: Path, *, updates_done: int) -> None:
+        self.path = path
+        kept = [line for line in read_metrics(path) if line["update"] < updates_done]
+        aside = path.with_suffix(".tmp")
+        aside.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+        aside.replace(path)
+
+    def add(self, line: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a torn last line is left out."""
+    lines = []
+    for text in path.read_text("utf-8").splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def weights_hash(lm: CausalLM) -> str:
+    """First 16 hex digits of the SHA-256 of all weights, by name: equal iff bit-identical."""
+    digest = hashlib.sha256()
+    for name, value in sorted(lm.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

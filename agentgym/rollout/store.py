@@ -1,0 +1,227 @@
+"""Where episodes are kept: one SQLite file per run, readable while the run writes it.
+
+Owns the file format. One transaction per finished episode, so that a killed run loses none; the key of an episode is
+(run, update, task, attempt), so that resuming is a query and no attempt is ever stored twice."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from agentgym.errors import Failure, FailureKind, StoreError
+from agentgym.ledger import Episode, Ledger, Segment, Source, StopReason, Turn
+from agentgym.messages import JSON
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS episodes (
+    run TEXT, update_number INTEGER, task_id TEXT, attempt INTEGER,
+    seed INTEGER, split TEXT, group_number INTEGER, env_id TEXT, env_version TEXT,
+    reward REAL, terminated INTEGER, truncated INTEGER, stop_reason TEXT, failure TEXT,
+    record BLOB, ledger BLOB, replaceable INTEGER DEFAULT 0,
+    PRIMARY KEY (run, update_number, task_id, attempt)
+);
+CREATE TABLE IF NOT EXISTS tasks (task_id TEXT PRIMARY KEY, record BLOB);
+"""
+COLUMNS = (
+    "run, update_number, task_id, attempt, seed, split, group_number, env_id, env_version, reward, terminated, "
+    "truncated, stop_reason, failure, record, ledger"
+)
+NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "lustre", "beegfs", "afs"}
+
+
+class Store:
+    """One run's episodes. Only the driver's process writes; anybody may read."""
+
+    def __init__(self, path: str | Path, *, readonly: bool = False) -> None:
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        self._readonly = readonly
+        if readonly and not self.path.is_file():
+            raise StoreError(f"no run at {self.path}: the file does not exist. `ls runs/` shows the runs there are.")
+        if not readonly:
+            _refuse_network_disk(self.path)
+        mode = "ro" if readonly else "rwc"
+        with self._told():
+            uri = f"file:{self.path.resolve().as_posix()}?mode={mode}"
+            self._db = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=30)
+            if not readonly:
+                self._create()
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version != SCHEMA_VERSION:
+            raise StoreError(f"{self.path} has schema {version}; this agentgym reads {SCHEMA_VERSION}. Use its version.")
+
+    def _create(self) -> None:
+        mode = self._db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        if mode != "wal":
+            raise StoreError(f"{self.path}: this disk cannot do write-ahead logging. Give --output on a local disk.")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
+            self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+
+    def add(self, episode: Episode, task: Mapping[str, JSON] | None = None) -> None:
+        """Write one finished episode (and the task it was about). Raises StoreError where that attempt is already
+        finished, unless `reopen` made it replaceable."""
+        values = _to_row(episode)
+        marks = ", ".join("?" * len(values))
+        with self._lock, self._told(), self._db:
+            self._db.execute("BEGIN")
+            if task is not None:
+                packed = zlib.compress(json.dumps(task).encode(), 1)
+                self._db.execute("INSERT OR IGNORE INTO tasks VALUES (?, ?)", (episode.task_id, packed))
+            key = episode.key
+            where = "run=? AND update_number=? AND task_id=? AND attempt=?"
+            self._db.execute(f"DELETE FROM episodes WHERE {where} AND replaceable=1", key)
+            try:
+                self._db.execute(f"INSERT INTO episodes ({COLUMNS}) VALUES ({marks})", values)
+            except sqlite3.IntegrityError as error:
+                raise StoreError(f"{self.path}: attempt {key} is already finished; an attempt counts once") from error
+
+    def reopen(self, run: str, *, from_update: int) -> None:
+        """A resumed run plays these updates again, whole: let each attempt be replaced by its replay."""
+        with self._lock, self._told():
+            self._db.execute(
+                "UPDATE episodes SET replaceable=1 WHERE run=? AND update_number>=?", (run, from_update)
+            )
+
+    def episodes(self, *, run: str | None = None, update: int | None = None, limit: int | None = None) -> Iterator[Episode]:
+        """Stored episodes in the order of their keys' arrival."""
+        where, values = [], []
+        for column, value in (("run", run), ("update_number", update)):
+            if value is not None:
+                where.append(f"{column}=?")
+                values.append(value)
+        query = f"SELECT {COLUMNS} FROM episodes"
+        query += f" WHERE {' AND '.join(where)}" if where else ""
+        query += " ORDER BY rowid" + (f" LIMIT {int(limit)}" if limit is not None else "")
+        with self._told():
+            rows = self._db.execute(query, values).fetchall()
+        for row in rows:
+            with self._told():
+                yield _from_row(row)
+
+    def tasks(self) -> dict[str, JSON]:
+        """The tasks that stored episodes were about, by id."""
+        with self._told():
+            rows = self._db.execute("SELECT task_id, record FROM tasks").fetchall()
+            return {task_id: json.loads(zlib.decompress(record)) for task_id, record in rows}
+
+    def keys(self, run: str) -> set[tuple[int, str, int]]:
+        """(update, task_id, attempt) of every finished episode of a phase."""
+        with self._told():
+            return set(self._db.execute("SELECT update_number, task_id, attempt FROM episodes WHERE run=?", (run,)))
+
+    def runs(self) -> dict[str, int]:
+        """Phase -> number of finished episodes."""
+        with self._told():
+            return dict(self._db.execute("SELECT run, COUNT(*) FROM episodes GROUP BY run ORDER BY MIN(rowid)"))
+
+    def close(self) -> None:
+        """Fold the write-ahead log into the one file, which then copies alone."""
+        with self._lock, self._told():
+            if not self._readonly:
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._db.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _told(self) -> _Told:
+        return _Told(self.path)
+
+
+class _Told:
+    """Turns the disk's and SQLite's errors into one sentence with the path and the fix."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
+            raise StoreError(f"{self.path}: the disk is full. Free some space and go on with --resume.") from error
+        if isinstance(error, sqlite3.OperationalError):
+            raise StoreError(f"{self.path}: {error}. Is the folder there, writable, and no other run using it?") from error
+        if isinstance(error, (sqlite3.DatabaseError, zlib.error, json.JSONDecodeError, UnicodeDecodeError)):
+            raise StoreError(
+                f"{self.path} is corrupt: {error}. `sqlite3 {self.path.name} .recover` saves what can be read; "
+                "or move it away and start anew."
+            ) from error
+
+
+def _refuse_network_disk(path: Path) -> None:
+    folder = path.resolve().parent
+    mounts = [p for p in psutil.disk_partitions(all=True) if folder.is_relative_to(p.mountpoint)]
+    kind = max(mounts, key=lambda p: len(p.mountpoint)).fstype if mounts else ""
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise StoreError(f"{folder} is a network disk ({kind}), where SQLite loses writes. Give --output on a local one.")
+
+
+def _to_row(episode: Episode) -> tuple:
+    e = episode
+    record = {
+        "messages": e.messages,
+        "turns": [[t.reward, t.state_key, t.policy_s, t.env_s] for t in e.turns],
+        "reward_parts": dict(e.reward_parts),
+        "final": e.final,
+        "grants": dict(e.grants),
+        "metadata": dict(e.metadata),
+    }
+    failure = None if e.failure is None else json.dumps(asdict(e.failure))
+    ledger = None if e.ledger is None else _pack(e.ledger)
+    packed = zlib.compress(json.dumps(record).encode(), 1)
+    placed = (e.run, e.update, e.task_id, e.attempt, e.seed, e.split, e.group, e.env_id, e.env_version)
+    return (*placed, e.reward, e.terminated, e.truncated, str(e.stop_reason), failure, packed, ledger)
+
+
+def _from_row(row: tuple) -> Episode:
+    run, update, task_id, attempt, seed, split, group, env_id, env_version = row[:9]
+    reward, terminated, truncated, stop_reason, failure, record, ledger = row[9:]
+    rest = json.loads(zlib.decompress(record))
+    blame = None if failure is None else json.loads(failure)
+    return Episode(
+        run=run, update=update, task_id=task_id, attempt=attempt, seed=seed, split=split, group=group,
+        env_id=env_id, env_version=env_version, reward=reward, terminated=bool(terminated), truncated=bool(truncated),
+        stop_reason=StopReason(stop_reason),
+        failure=None if blame is None else Failure(FailureKind(blame["kind"]), blame["cause"], blame["message"]),
+        ledger=None if ledger is None else _unpack(ledger),
+        messages=tuple(rest["messages"]),
+        turns=tuple(Turn(*turn) for turn in rest["turns"]),
+        reward_parts=rest["reward_parts"], final=rest["final"], grants=rest["grants"], metadata=rest["metadata"],
+    )  # fmt: skip
+
+
+def _pack(ledger: Ledger) -> bytes:
+    """A JSON line of segment headers, then all ids (int32), then all log-probs (float32), little-endian."""
+    heads = [[str(s.source), s.turn, s.version, s.forks, len(s)] for s in ledger]
+    ids = b"".join(s.ids.astype("<i4").tobytes() for s in ledger)
+    logprobs = b"".join(s.logprobs.astype("<f4").tobytes() for s in ledger if s.logprobs is not None)
+    return zlib.compress(json.dumps(heads).encode() + b"\n" + ids + logprobs, 1)
+
+
+def _unpack(blob: bytes) -> Ledger:
+    head, _, body = zlib.decompress(blob).partition(b"\n")
+    heads = json.loads(head)
+    total = sum(n for *_, n in heads)
+    ids = np.frombuffer(body, "<i4", total)
+    logprobs = np.frombuffer(body, "<f4", offset=4 * total)
+    ledger, at, sampled = Ledger(), 0, 0
+    for source, turn, version, forks, n in heads:
+        own = None
+        if source == Source.SAMPLED:
+            own, sampled = logprobs[sampled : sampled + n], sampled + n
+        ledger.append(Segment(ids[at : at + n], Source(source), turn, own, version, forks))
+        at += n
+    return ledger
