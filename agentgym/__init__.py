@@ -12,12 +12,13 @@ from agentgym.rewards import Outcome, Rubric, Unscored, answer_equals
 from agentgym.spaces import Action, Observation
 from agentgym.tasks import Split, Task, TaskSet
 from agentgym.tools import ToolError, tool
+from agentgym.wrappers import TextEnv
 
 __all__ = [
     "JSON", "Action", "AgentEnv", "AgentGymError", "ConfigError", "InfrastructureError", "Message", "Observation",
-    "Outcome", "PolicyError", "Rubric", "Split", "State", "StopReason", "Task", "TaskError", "TaskSet", "ToolCall",
-    "ToolError", "Unscored", "answer_equals", "assistant", "call", "list_envs", "load_plugins", "make", "register",
-    "system", "tool", "tool_result", "user",
+    "Outcome", "PolicyError", "Rubric", "Split", "State", "StopReason", "Task", "TaskError", "TaskSet", "TextEnv",
+    "ToolCall", "ToolError", "Unscored", "answer_equals", "assistant", "call", "list_envs", "load_plugins", "make",
+    "register", "system", "tool", "tool_result", "user",
 ]  # fmt: skip
 
 load_plugins()

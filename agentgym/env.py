@@ -28,13 +28,23 @@ from agentgym.tools import Tool, ToolError, as_text, tools_of, unknown_tool
 
 MAX_CALLS = 16  # of one message that are run; the rest are answered with an error
 T = TypeVar("T")
+Begun = tuple[Observation, dict[str, Any]]
 Stepped = tuple[Observation, float, bool, bool, dict[str, Any]]
 
 _HOOKS = ("setup", "respond", "final", "teardown")
-_BASE = frozenset(
-    "tasks rubric system max_turns max_tokens max_time_s split render_mode spec metadata observation_space action_space "
-    "_play _given_turns _closed _np_random_seed".split()
-)  # everything else on an instance is its author's, and part of a snapshot
+_SETTINGS = (
+    "tasks",
+    "rubric",
+    "system",
+    "max_turns",
+    "max_tokens",
+    "max_time_s",
+    "split",
+    "render_mode",
+    "_given_turns",
+)
+_GYMNASIUM = ("spec", "metadata", "observation_space", "action_space", "_np_random_seed")
+_BASE = frozenset((*_SETTINGS, *_GYMNASIUM, "_play", "_closed"))  # the rest of an instance is its author's: a snapshot
 
 
 @dataclass(slots=True)
@@ -69,12 +79,12 @@ class AgentEnv(gymnasium.Env[Observation, Action]):
     """Base class of every environment. An author writes class attributes, hooks and tools; all but `tasks` and `rubric`
     are optional, and every hook and tool may be plain or async.
 
-    `setup()` builds the world (`self.task` and `self.np_random` are in place); methods marked `@tool` are offered to the
-    model; `self.end()` ends the episode; `respond(message)` keeps talking where the model called no tool; `final()` is
-    the world at the end, as JSON, for the rubric; `teardown()` frees what setup opened. `gold()` is the next message of
-    a full solution, `demonstrate(rng)` that of a deliberately weak one, `state_key()` names states equal for credit."""
+    `setup()` builds the world (`self.task`, `self.np_random` are in place); methods marked `@tool` are offered to the
+    model; `self.end()` ends the episode; `respond(message)` keeps talking where the model called no tool; `final()`
+    is the world at the end, as JSON, for the rubric; `teardown()` frees what setup opened. `gold()` is the next message
+    of a full solution, `demonstrate(rng)` that of a weak one, and `state_key()` names states equal for credit."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1}  # pyright: ignore[reportIncompatibleVariableOverride]
     tasks: TaskSet
     rubric: Rubric
     system: str | None = None  # the first message, before the task's prompt
@@ -232,9 +242,7 @@ class AgentEnv(gymnasium.Env[Observation, Action]):
             self._closed = True
             await _settled(self.teardown())
 
-    async def areset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    async def areset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Begun:
         options = dict(options or {})
         for name in options:
             if name not in ("task", "state"):

@@ -9,7 +9,7 @@ import inspect
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from agentgym.errors import AgentGymError, ConfigError, TaskError
 from agentgym.messages import JSON, Message
@@ -68,7 +68,8 @@ class Rubric:
                 raise ConfigError(f"verifier {name!r} is {verifier!r}; give a function from Outcome to float")
             if not math.isfinite(weight) or weight < 0:
                 raise ConfigError(f"verifier {name!r} has weight {weight!r}; a weight is a finite number of at least 0")
-            self.verifiers[name], self.weights[name] = verifier, float(weight)
+            self.verifiers[name] = cast(Verifier, verifier)
+            self.weights[name] = float(weight)
         self._total = sum(self.weights.values())
         if self._total <= 0:
             raise ConfigError(
@@ -118,9 +119,7 @@ async def _ask(name: str, verifier: Verifier, outcome: Outcome) -> Verdict:
 
 def is_async(function: Any) -> bool:
     """Whether calling it gives a coroutine (functions, methods, and objects with an async `__call__`)."""
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-        getattr(type(function), "__call__", None)
-    )
+    return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
 
 
 def answer_equals(outcome: Outcome) -> float:

@@ -37,7 +37,7 @@ Action = str | Message  # text alone, or an assistant message
 def as_message(action: Any) -> Message:
     """One clean assistant message, with unique call ids, of what a policy handed over.
 
-    Text of any kind is accepted: it is the model's. Raises ConfigError for a wrong Python type: that is the policy's."""
+    Text of any kind is accepted: it is the model's. Raises ConfigError for a wrong Python type: the policy's fault."""
     if isinstance(action, str):
         return {"role": "assistant", "content": cut(clean(action))}
     if not isinstance(action, Mapping):

@@ -25,7 +25,7 @@ MAX_DRAWS = 2_000  # draws for one index before a generator is called too narrow
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One problem. Only `prompt` is shown to the agent; equal content means equal task, whatever its place in a list."""
+    """One problem, of which only `prompt` is shown. Equal content means equal task, whatever its place in a list."""
 
     prompt: str
     answer: JSON = None  # never shown
@@ -167,7 +167,7 @@ class TaskSet:
         `horizons[i % len(horizons)]`. Task i of a split is drawn from `PCG64(seed + i)`: the same on every machine.
 
         Splits `train`, `validation`, `test`, `demonstrations` are disjoint by construction: a hash of the content says
-        whose it is, and a draw that belongs to another split is drawn again. `sizes` changes how many tasks each has."""
+        whose it is, and a draw that belongs to another split is drawn again. `sizes` says how many tasks each has."""
         levels = None if horizons is None else tuple(horizons)
         if levels is not None and (not levels or any(type(h) is not int or h < 1 for h in levels)):
             raise ConfigError(f"horizons={horizons!r}: give one or more whole numbers of at least 1")
@@ -228,5 +228,5 @@ class _Draw:
 
 def nearest(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
     """`; did you mean 'x'?`, or nothing where no known name is close."""
-    close = difflib.get_close_matches(name[:100], list(known)[:10_000], n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name[:100], list(known)[:1000], n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""

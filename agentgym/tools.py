@@ -50,7 +50,8 @@ class Tool:
             field = Field(description=self._told.get(parameter.name), json_schema_extra=extra)
             required = Required if parameter.default is parameter.empty else NotRequired
             fields[parameter.name] = required[Annotated[hints[parameter.name], field]]
-        return TypeAdapter(with_config(ConfigDict(extra="forbid"))(TypedDict(self.name, fields)))
+        shape: Any = TypedDict(self.name, fields)  # pyright: ignore[reportArgumentType]  - made at run time
+        return TypeAdapter(with_config(ConfigDict(extra="forbid", coerce_numbers_to_str=True))(shape))
 
     @cached_property
     def parameters(self) -> dict[str, JSON]:

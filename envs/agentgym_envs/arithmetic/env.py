@@ -23,8 +23,8 @@ DEMONSTRATOR: Mapping[str, float] = {
 class ArithmeticEnv(AgentEnv):
     """Tasks and verdicts of reasoning-gym. Horizon: `horizon` calls, one per term, and an answer.
 
-    Dials: `horizon` (terms of a chain_sum), `display` ("terms": the calculator also shows the terms left; "total": the
-    running total only), `generator` and `config` (any other of the package's generators, whose horizon is not known)."""
+    Dials: `horizon` (terms of a chain_sum), `display` ("terms": the calculator also shows the terms left; "total":
+    the running total only), `generator` and `config` (any other of the package's; its horizon is not known)."""
 
     rubric = Rubric(solved=solved)
     blocking = False

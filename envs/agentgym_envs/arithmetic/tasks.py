@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from agentgym import ConfigError, Outcome, Task, TaskSet
+from agentgym.tasks import nearest
 
 CHAIN_SUM = "chain_sum"
 FORMAL = "source_index"  # a field that differs between equal items
@@ -74,7 +75,8 @@ def _create(generator: str, config: Mapping[str, Any], seed: int) -> Any:
             "Arithmetic-v0 needs reasoning-gym; install the project with its `reasoning` extra"
         ) from error
     if generator not in DATASETS:
-        raise ConfigError(f"generator={generator!r}: reasoning-gym has no such one, but {', '.join(sorted(DATASETS))}")
+        hint = nearest(generator, DATASETS) or ";"
+        raise ConfigError(f"generator={generator!r} is not in reasoning-gym{hint} it has {', '.join(sorted(DATASETS))}")
     try:
         return create_dataset(generator, **config, size=1, seed=seed)
     except (TypeError, AssertionError) as error:

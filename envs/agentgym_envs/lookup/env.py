@@ -13,9 +13,9 @@ DEMONSTRATOR: Mapping[str, float] = {
     "careful": 0.1,  # share that stops at the first red key; the others ignore colours
     "give_up": 0.1,  # chance of the others to stop before each look-up
     "slip": 0.05,  # chance of a random key at each look-up
-    "max_lookups": 24,
+    "max_lookups": 40,
 }
-FILLER = "the index card is worn and someone has written on its back that links were checked in spring".split()
+FILLER = "the index card is worn and someone has noted on its back that links were checked in spring"
 
 
 class LookupEnv(AgentEnv):
@@ -38,7 +38,7 @@ class LookupEnv(AgentEnv):
         max_time_s: float | None = None,
         render_mode: str | None = None,
     ) -> None:
-        """`demonstrator` changes constants of DEMONSTRATOR. `max_turns` defaults to the task's horizon + 4 (not told)."""
+        """`demonstrator` changes constants of DEMONSTRATOR. `max_turns` is by default the horizon + 4 (not told)."""
         unknown = set(demonstrator or {}) - set(DEMONSTRATOR)
         if unknown:
             raise ConfigError(f"demonstrator has no {min(unknown)!r}; it has {', '.join(DEMONSTRATOR)}")
@@ -78,8 +78,9 @@ class LookupEnv(AgentEnv):
         """`48 blue`, and on higher levels idle words before and other keys behind it."""
         link = f"{key} {self.colour[key]}"
         if self.level.words:
-            offset = int(self.np_random.integers(len(FILLER)))
-            words = [FILLER[(offset + i) % len(FILLER)] for i in range(self.level.words)]
+            filler = FILLER.split()
+            offset = int(self.np_random.integers(len(filler)))
+            words = [filler[(offset + i) % len(filler)] for i in range(self.level.words)]
             link = f"{' '.join(words)}. Link: {link}."
         if self.level.distractors:
             others = self.np_random.choice(self.task.data["keys"], self.level.distractors).tolist()
