@@ -98,8 +98,8 @@ async def evaluate(
     for name, value in (("limit", limit), ("attempts", attempts), ("concurrency", concurrency)):
         if value < 1:
             raise ConfigError(f"{name} {value}: give at least 1")
-    kwargs = dict(env_kwargs or {}) | {"split": split} | ({"horizon": tuple(horizons)} if horizons else {})
-    tasks = _first_tasks(env_id, kwargs, limit)
+    kwargs = arguments(split, horizons, env_kwargs)
+    tasks = first_tasks(env_id, kwargs, limit)
     slots = [
         Slot(task_id=task, attempt=attempt, group=group, seed=derive_seed(seed, task, attempt))
         for group, task in enumerate(tasks)
@@ -152,12 +152,19 @@ class _Tally:
             self.progress(self.done, self.planned)
 
 
-def _first_tasks(env_id: str, env_kwargs: Mapping[str, Any], limit: int) -> list[str]:
-    """Ids of the split's first distinct tasks, at most all of them."""
+def arguments(split: str, horizons: Sequence[int] | None, env_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What an evaluated environment is made with."""
+    return dict(env_kwargs or {}) | {"split": split} | ({"horizon": tuple(horizons)} if horizons else {})
+
+
+def first_tasks(env_id: str, env_kwargs: Mapping[str, Any], limit: int) -> list[str]:
+    """Ids of the first distinct tasks of the split `env_kwargs` names, at most all of them. Raises ConfigError."""
     try:
         env = make(env_id, **env_kwargs)
     except TypeError as error:
-        raise ConfigError(f"{env_id} does not take the arguments {dict(env_kwargs)}: {error}") from error
+        reason = str(error).partition(" was raised from")[0]
+        given = ", ".join(f"{name}={value!r}" for name, value in env_kwargs.items())
+        raise ConfigError(f"{env_id} cannot be made with {given}: {reason}") from error
     try:
         if not isinstance(env.unwrapped, AgentEnv):
             raise ConfigError(f"{env_id} is no agentgym.AgentEnv: it has no tasks to evaluate on")

@@ -1,0 +1,154 @@
+"""`agentgym show`: a run at the terminal, as figures or as one episode's transcript.
+
+Owns the choice of what to print. The page with all of it is viewer/report.py's business."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from agentgym.cli import nearest, say
+from agentgym.cli.options import parse
+from agentgym.errors import ConfigError
+from agentgym.ledger import Episode
+from agentgym.messages import transcript
+from agentgym.rollout.store import Store
+from agentgym.viewer.report import percent, read_summary
+
+EXAMPLE = "agentgym show runs/Lookup-v0-1 --phase after --episode 0"
+COLUMNS = ("before", "after", "greedy_before", "greedy_after")
+
+
+@dataclass(frozen=True)
+class ShowConfig:
+    """Show a run: its figures, or with --episode one of its episodes as a transcript."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """folder of a run, or its name under runs/"""
+    episode: int | None = None
+    """print this episode of the phase, counted from 0 in the order they ended"""
+    phase: str | None = None
+    """which episodes: before, after, train, eval; the last one of the run without it"""
+    failed: bool = False
+    """count only episodes without success"""
+
+
+def main(argv: Sequence[str]) -> int:
+    config = parse(ShowConfig, argv, "agentgym show", EXAMPLE)
+    folder = find_run(config.run)
+    store = Store(folder / "run.sqlite", readonly=True)
+    try:
+        phases = store.runs()
+        if config.episode is None:
+            show_figures(folder, phases)
+        else:
+            phase = choose_phase(config.phase, phases, folder)
+            show_episode(choose_episode(store, phase, config.episode, config.failed), config.episode)
+    finally:
+        store.close()
+    return 0
+
+
+def find_run(name: str) -> Path:
+    """The folder of that path, or of that name under runs/. Raises ConfigError naming the nearest."""
+    for folder in (Path(name), Path("runs") / name):
+        if (folder / "run.sqlite").is_file():
+            return folder
+    known = [path.parent.name for path in sorted(Path("runs").glob("*/run.sqlite"))]
+    there = f" Runs here: {', '.join(known[:10])}." if known else " There are no runs under runs/ here."
+    raise ConfigError(f"no run {name!r}: no folder with a run.sqlite.{nearest(Path(name).name, known)}{there}")
+
+
+def choose_phase(wanted: str | None, phases: Mapping[str, int], folder: Path) -> str:
+    if not phases:
+        raise ConfigError(f"{folder} holds no finished episode yet")
+    if wanted is None:
+        return "after" if "after" in phases else list(phases)[-1]
+    if wanted not in phases:
+        raise ConfigError(f"--phase {wanted}: {folder} has {', '.join(phases)}.{nearest(wanted, list(phases))}")
+    return wanted
+
+
+def choose_episode(store: Store, phase: str, index: int, only_failed: bool) -> Episode:
+    last = -1
+    for episode in store.episodes(run=phase, limit=None if only_failed else index + 1):
+        if only_failed and episode.success:
+            continue
+        last += 1
+        if last == index:
+            return episode
+    raise ConfigError(f"--episode {index}: phase {phase} has {last + 1} such episodes; give 0 to {last}")
+
+
+def show_episode(episode: Episode, index: int) -> None:
+    verdict = "success" if episode.success else "no success" if episode.counts else "not scored"
+    horizon = episode.metadata.get("horizon")
+    about = [f"episode {index}", f"phase {episode.run}", f"task {episode.task_id}", f"attempt {episode.attempt}"]
+    about += [] if horizon is None else [f"horizon {horizon}"]
+    say(" · ".join(about))
+    say(_safe(transcript(episode.messages)))
+    say(f"{verdict}: reward {episode.reward:g}, {len(episode.turns)} turns, ended: {episode.stop_reason}")
+    if episode.failure is not None:
+        say(_safe(f"failure ({episode.failure.kind}): {episode.failure.cause}: {episode.failure.message}"))
+
+
+def show_figures(folder: Path, phases: Mapping[str, int]) -> None:
+    if not (folder / "summary.json").is_file():
+        say(f"{folder} is not finished: no summary.json yet. Its command goes on with --resume.")
+    else:
+        summary = read_summary(folder)
+        say(f"{summary.get('env')} · {summary.get('model') or 'from scratch'} · seed {summary.get('seed')}")
+        say(_headline(summary))
+        if summary.get("by_horizon"):
+            Console().print(horizon_table(summary["by_horizon"]))
+    say("episodes: " + (", ".join(f"{phase} {n:,}" for phase, n in phases.items()) or "none yet"))
+    if (folder / "report.html").is_file():
+        say(f"report: {folder / 'report.html'}")
+    say(f"An episode: agentgym show {folder} --episode 0")
+
+
+def horizon_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Rows of summary.json's by_horizon, of a training run (before, after, …) or of an evaluation."""
+    columns = [name for name in COLUMNS if any(row.get(name) for row in rows)]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("horizon", justify="right")
+    for name in columns or ["success"]:
+        table.add_column(name.replace("_", " "), justify="right")
+    for row in rows:
+        cells = [row.get(name) for name in columns] if columns else [row]
+        table.add_row(f"{row['horizon']}{' *' if row.get('trained') else ''}", *map(_cell, cells))
+    sizes = sorted({cell["n"] for row in rows for name in columns if (cell := row.get(name))} or {r["n"] for r in rows})
+    trained = "* trained; " if any(row.get("trained") for row in rows) else ""
+    table.caption = f"{trained}95 % intervals; scored per cell: {'–'.join(map(str, sorted({sizes[0], sizes[-1]})))}"
+    table.caption_justify = "left"
+    return table
+
+
+def _headline(summary: Mapping[str, Any]) -> str:
+    if "success_after" in summary:
+        half = summary.get("h50_after") or {}
+        low, high = summary.get("ci_after") or (None, None)
+        line = f"success {percent(summary.get('success_before'))} -> {percent(summary['success_after'])}"
+        line += f" [{percent(low)}, {percent(high)}]"
+        return line + (f", 50 % horizon {'≥ ' if half.get('at_least') else ''}{half['value']:.1f}" if half else "")
+    success = summary.get("success") or {}
+    line = f"success {percent(success.get('rate'))} [{percent(success.get('low'))}, {percent(success.get('high'))}]"
+    return f"{line} of {success.get('n')} scored, coverage {percent(summary.get('coverage'))}, {summary.get('verdict')}"
+
+
+def _cell(cell: Mapping[str, Any] | None) -> str:
+    if not cell or cell.get("rate") is None:
+        return "–"
+    return f"{100 * cell['rate']:.0f} % [{100 * cell['low']:.0f}, {100 * cell['high']:.0f}]"
+
+
+def _safe(text: str) -> str:
+    """What a model wrote, without the control characters that would drive the terminal."""
+    return "".join(char if char.isprintable() or char in "\n\t" else f"‹U+{ord(char):04X}›" for char in text)
