@@ -1,7 +1,9 @@
 """The command line: which command is meant, and how its errors become one sentence and an exit code.
 
 Owns the table of commands and the border to the shell. Each command is one module here with `main(argv) -> exit code`,
-imported when it is called and not before; flags and configuration files are options.py's business."""
+imported when it is called and not before; flags and configuration files are options.py's business.
+
+An imported command is an attribute of this package: `list` and `eval` mean the commands here, not the builtins."""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ _EXTRAS = {  # optional package -> the extra that installs it
     "reasoning_gym": "reasoning",
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -38,7 +40,7 @@ class Interrupted(KeyboardInterrupt):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    args = list(sys.argv[1:] if argv is None else argv)
+    args = [*(sys.argv[1:] if argv is None else argv)]
     try:
         code = _dispatch(args)
         sys.stdout.flush()  # a closed pipe shows here, not at exit
@@ -90,7 +92,7 @@ def _dispatch(args: list[str]) -> int:
         return 0
     name = args[0]
     if name not in COMMANDS:
-        raise ConfigError(f"there is no command {name!r}.{nearest(name, list(COMMANDS))} See `agentgym --help`.")
+        raise ConfigError(f"there is no command {name!r}.{nearest(name, [*COMMANDS])} See `agentgym --help`.")
     return importlib.import_module(f"agentgym.cli.{name}").main(args[1:])
 
 

@@ -135,9 +135,9 @@ def disk(folder: Path | None = None) -> list[Finding]:
             database.execute("CREATE TABLE probe (x)")
             database.close()
     except (OSError, sqlite3.Error) as error:
-        return [Finding("disk here", f"{folder}: not writable ({error})", "give --output on a disk you can write")]
+        return [Finding("disk here", f"not writable: {folder} ({error})", "give --output on a disk you can write")]
     fix = "" if mode == "wal" else "give --output on a local disk: this one has no write-ahead log"
-    return [Finding("disk here", f"{folder}: {free:.1f} GiB free, journal mode {mode}", fix)]
+    return [Finding("disk here", f"journal mode {mode}, {free:.1f} GiB free in {folder}", fix)]
 
 
 def environments() -> list[Finding]:
