@@ -1,11 +1,14 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 from agentgym.cli.doctor import disk
 from agentgym.cli.show import _safe
 
 
-def test_list_shows_ids_horizons_and_splits(agentgym):
-    done = agentgym("list", "--json")
+def test_list_shows_ids_horizons_and_splits(here):
+    done = here("list", "--json")
     rows = {row["id"]: row for row in json.loads(done.stdout)}
     assert {"agentgym/Arithmetic-v0", "agentgym/Door-v0", "agentgym/Lookup-v0"} <= set(rows)
     assert rows["agentgym/Door-v0"] == {
@@ -15,32 +18,32 @@ def test_list_shows_ids_horizons_and_splits(agentgym):
         "about": "A locked door and a note.",
     }
     assert rows["agentgym/Lookup-v0"]["horizon"] == "1–6"
-    assert "agentgym/Door-v0" in agentgym("list").stdout
+    assert "agentgym/Door-v0" in here("list").stdout
 
 
-def test_show_prints_a_runs_figures_and_an_episode(agentgym):
-    agentgym("eval", "agentgym/Door-v0", "--limit", "4")
-    figures = agentgym("show", "eval-Door-v0-gold-1")
+def test_show_prints_a_runs_figures_and_an_episode(here):
+    here("eval", "agentgym/Door-v0", "--limit", "4")
+    figures = here("show", "eval-Door-v0-gold-1")
     assert figures.returncode == 0, figures.stderr
     # Wilson, 4 of 4: 4 / 7.841459 = 51.0 %
     assert (
         "success 100.0\u202f% [51.0\u202f%, 100.0\u202f%] of 4 scored, coverage 100.0\u202f%, decided" in figures.stdout
     )
-    episode = agentgym("show", "runs/eval-Door-v0-gold-1", "--episode", "3").stdout
+    episode = here("show", "runs/eval-Door-v0-gold-1", "--episode", "3").stdout
     assert episode.startswith("episode 3 · phase eval · task test:")
     assert "-> read_note({})" in episode
     assert episode.endswith("success: reward 1, 2 turns, ended: ended\n")
 
 
-def test_show_names_what_there_is_when_asked_for_what_is_not(agentgym):
-    agentgym("eval", "agentgym/Door-v0", "--limit", "4")
+def test_show_names_what_there_is_when_asked_for_what_is_not(here):
+    here("eval", "agentgym/Door-v0", "--limit", "4")
     for args, words in (
         (("eval-Door-v0-glod-1",), "Did you mean 'eval-Door-v0-gold-1'?"),
         (("eval-Door-v0-gold-1", "--episode", "4"), "phase eval has 4 such episodes; give 0 to 3"),
         (("eval-Door-v0-gold-1", "--episode", "0", "--failed"), "phase eval has 0 such episodes"),
         (("eval-Door-v0-gold-1", "--episode", "0", "--phase", "evl"), "Did you mean 'eval'?"),
     ):
-        done = agentgym("show", *args)
+        done = here("show", *args)
         assert done.returncode == 2
         assert words in done.stderr
 
@@ -66,17 +69,14 @@ def test_play_without_more_input_ends_instead_of_waiting(agentgym):
     assert "The input has ended" in done.stderr
 
 
-def test_check_prints_each_rule_and_passes_the_template(agentgym):
-    done = agentgym("check", "agentgym/Door-v0")
+def test_check_prints_each_rule_and_passes_the_template(here):
+    done = here("check", "agentgym/Door-v0")
     assert done.returncode == 0, done.stdout
     assert "broken" not in done.stdout
     assert done.stdout.endswith("1 of 1 environments keep every rule.\n")
 
 
 def test_check_of_a_broken_environment_names_rule_and_fix_and_exits_1(tmp_path, environment):
-    import subprocess
-    import sys
-
     (tmp_path / "broken_envs.py").write_text(
         "from agentgym import Rubric, register\n"
         "from agentgym_envs.door.env import DoorEnv\n"
@@ -95,9 +95,9 @@ def test_check_of_a_broken_environment_names_rule_and_fix_and_exits_1(tmp_path, 
     assert done.stdout.endswith("0 of 1 environments keep every rule.\n")
 
 
-def test_check_needs_to_know_what(agentgym):
+def test_check_needs_to_know_what(here):
     for args in ((), ("agentgym/Door-v0", "--all")):
-        done = agentgym("check", *args)
+        done = here("check", *args)
         assert done.returncode == 2
         assert "or give --all" in done.stderr
 
@@ -115,6 +115,6 @@ def test_doctor_leaves_no_probe_behind(tmp_path):
 
 
 def test_doctor_says_where_a_run_cannot_be_written():
-    [finding] = disk(folder=__import__("pathlib").Path("/proc"))
+    [finding] = disk(folder=Path("/proc"))
     assert "not writable" in finding.seen
     assert "--output" in finding.fix

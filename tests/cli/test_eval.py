@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from agentgym.cli import main
 from agentgym.cli.eval import EvalConfig, remarks
 from agentgym.errors import ConfigError, Failure, FailureKind, StoreError
 from agentgym.evaluation.run import summarise
@@ -58,15 +57,15 @@ def test_gold_opens_every_door_and_the_table_says_of_how_many(agentgym, tmp_path
     assert summary["versions"]["gymnasium"]
 
 
-def test_json_is_all_that_stands_on_standard_output(agentgym, tmp_path):
-    done = agentgym("eval", "agentgym/Door-v0", "--model", "nop", "--limit", "3", "--attempts", "2", "--json")
+def test_json_is_all_that_stands_on_standard_output(here, tmp_path):
+    done = here("eval", "agentgym/Door-v0", "--model", "nop", "--limit", "3", "--attempts", "2", "--json")
     summary = json.loads(done.stdout)
     assert (summary["success"]["n"], summary["success"]["successes"], summary["coverage"]) == (6, 0, 1.0)
     assert len(keys(tmp_path / "runs/eval-Door-v0-nop-1")) == 6
 
 
-def test_horizons_share_the_limit_and_stand_in_their_own_rows(agentgym):
-    done = agentgym("eval", "agentgym/Lookup-v0", "--limit", "9", "--horizon", "2", "3", "9", "--json")
+def test_horizons_share_the_limit_and_stand_in_their_own_rows(here):
+    done = here("eval", "agentgym/Lookup-v0", "--limit", "9", "--horizon", "2", "3", "9", "--json")
     rows = json.loads(done.stdout)["by_horizon"]
     assert [(row["horizon"], row["n"], row["successes"]) for row in rows] == [(2, 3, 3), (3, 3, 3), (9, 3, 3)]
 
@@ -96,25 +95,25 @@ def test_an_interrupted_evaluation_keeps_its_episodes_and_goes_on(tmp_path, envi
     assert len(set(both)) == len(both) == 40
 
 
-def test_a_resumed_run_gives_the_figures_of_an_uninterrupted_one(agentgym):
+def test_a_resumed_run_gives_the_figures_of_an_uninterrupted_one(here):
     base = ("eval", "agentgym/Lookup-v0", "--model", "demonstrator", "--seed", "3")
-    agentgym(*base, "--limit", "10", "--output", "parts")
-    resumed = json.loads(agentgym(*base, "--limit", "30", "--output", "parts", "--resume", "--json").stdout)
-    whole = json.loads(agentgym(*base, "--limit", "30", "--output", "whole", "--json").stdout)
+    here(*base, "--limit", "10", "--output", "parts")
+    resumed = json.loads(here(*base, "--limit", "30", "--output", "parts", "--resume", "--json").stdout)
+    whole = json.loads(here(*base, "--limit", "30", "--output", "whole", "--json").stdout)
     for figure in ("success", "by_horizon", "stop_reasons", "mean_turns"):
         assert resumed[figure] == whole[figure]
 
 
-def test_an_existing_output_is_refused_with_the_fix(agentgym):
-    agentgym("eval", "agentgym/Door-v0", "--limit", "2", "--output", "out")
-    done = agentgym("eval", "agentgym/Door-v0", "--limit", "2", "--output", "out")
+def test_an_existing_output_is_refused_with_the_fix(here):
+    here("eval", "agentgym/Door-v0", "--limit", "2", "--output", "out")
+    done = here("eval", "agentgym/Door-v0", "--limit", "2", "--output", "out")
     assert done.returncode == 2
     assert done.stderr == "error: --output out is there already: add --resume to go on, or choose another\n"
 
 
-def test_resuming_with_another_seed_is_refused_with_both(agentgym):
-    agentgym("eval", "agentgym/Door-v0", "--limit", "2", "--output", "out")
-    done = agentgym("eval", "agentgym/Door-v0", "--limit", "2", "--output", "out", "--resume", "--seed", "1")
+def test_resuming_with_another_seed_is_refused_with_both(here):
+    here("eval", "agentgym/Door-v0", "--limit", "2", "--output", "out")
+    done = here("eval", "agentgym/Door-v0", "--limit", "2", "--output", "out", "--resume", "--seed", "1")
     assert done.returncode == 2
     assert "out was begun with --seed 0, not 1" in done.stderr
 
@@ -134,26 +133,22 @@ def test_resuming_with_another_seed_is_refused_with_both(agentgym):
         (("agentgym/Door-v0", "--config", "none.toml"), "none.toml: no such file"),
     ],
 )
-def test_wrong_input_is_one_message_with_the_fix_and_writes_nothing(tmp_path, monkeypatch, capsys, args, words):
-    monkeypatch.chdir(tmp_path)
-    try:
-        code = main(["eval", *args])
-    except SystemExit as stop:  # the flags themselves are wrong
-        code = stop.code
-    assert code == 2
-    assert words in capsys.readouterr().err
+def test_wrong_input_is_one_message_with_the_fix_and_writes_nothing(here, tmp_path, args, words):
+    done = here("eval", *args)
+    assert done.returncode == 2
+    assert words in done.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_made_is_one_sentence(agentgym, tmp_path):
+def test_a_folder_that_cannot_be_made_is_one_sentence(here, tmp_path):
     (tmp_path / "file").write_text("")
-    done = agentgym("eval", "agentgym/Door-v0", "--limit", "1", "--output", "file/out")
+    done = here("eval", "agentgym/Door-v0", "--limit", "1", "--output", "file/out")
     assert done.returncode == 1
     assert done.stderr == "error: Not a directory (file/out): choose another --output or mend its permissions.\n"
 
 
-def test_when_nothing_could_be_scored_the_exit_code_says_so(agentgym):
-    done = agentgym("eval", "agentgym/Door-v0", "--model", "demonstrator", "--limit", "3")  # Door has none
+def test_when_nothing_could_be_scored_the_exit_code_says_so(here):
+    done = here("eval", "agentgym/Door-v0", "--model", "demonstrator", "--limit", "3")  # Door has none
     assert done.returncode == 1
     assert "coverage 0.0 % (0 of 3 scored)" in done.stdout
     assert "verdict: undecided" in done.stdout
