@@ -63,8 +63,8 @@ def make(id: str, **kwargs: Any) -> gymnasium.Env:
     except (UnregisteredEnv, ModuleNotFoundError) as error:
         known = [spec.id for spec in list_envs()]
         name = id.rpartition(":")[2]
-        if isinstance(error, ModuleNotFoundError) and error.name != id.partition(":")[0]:
-            raise  # the environment's own missing package
+        if isinstance(error, ModuleNotFoundError) and error.name is not None:
+            raise  # the environment's own missing package; Gymnasium names none where it is the id's module
         raise ConfigError(
             f"no environment {id!r}{nearest(name, known)} `agentgym list` shows all {len(known)}"
         ) from error

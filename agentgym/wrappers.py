@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any, Generic, Protocol, TypeVar
 
 import gymnasium
+from gymnasium.utils import RecordConstructorArgs
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 
 from agentgym.env import AgentEnv
@@ -68,12 +69,13 @@ class Wrapper(gymnasium.Wrapper, Generic[Obs, Act]):
         return face
 
 
-class TextEnv(Wrapper[str, str]):
+class TextEnv(Wrapper[str, str], RecordConstructorArgs):
     """From strings to strings: tools are explained and called in text, by a named syntax.
 
     Raises ConfigError for an unknown syntax, and for "structured", which spells no calls."""
 
     def __init__(self, env: gymnasium.Env[Observation, Action], syntax: str = "hermes") -> None:
+        RecordConstructorArgs.__init__(self, syntax=syntax)  # so that the spec can make it again
         super().__init__(env)
         self.syntax = get_syntax(syntax)
         if syntax == "structured":

@@ -47,7 +47,11 @@ def solved(outcome: Outcome) -> float:
 
 
 def _task(generator: str, config: Mapping[str, Any], rng: np.random.Generator, metadata: Mapping[str, Any]) -> Task:
-    entry = _create(generator, config, seed=int(rng.integers(2**31)))[0]
+    dataset, index = _dataset(generator, repr(dict(config))), int(rng.integers(2**31))
+    try:
+        entry = dataset[index]  # drawn from Random(index)
+    except IndexError:  # a few generators prepare their items: as many as their config's size
+        entry = dataset[index % len(dataset)]
     entry["metadata"].pop(FORMAL, None)
     text = repr(entry)  # a Python literal: items hold tuples, which JSON would turn into lists
     try:
@@ -64,10 +68,7 @@ def _task(generator: str, config: Mapping[str, Any], rng: np.random.Generator, m
 
 @lru_cache
 def _dataset(generator: str, config: str) -> Any:
-    return _create(generator, ast.literal_eval(config), seed=0)
-
-
-def _create(generator: str, config: Mapping[str, Any], seed: int) -> Any:
+    """The package's object for a generator and the repr of its settings: it makes items and judges answers."""
     try:
         from reasoning_gym.factory import DATASETS, create_dataset  # noqa: PLC0415 - optional, and over a second
     except ModuleNotFoundError as error:
@@ -78,6 +79,6 @@ def _create(generator: str, config: Mapping[str, Any], seed: int) -> Any:
         hint = nearest(generator, DATASETS) or ";"
         raise ConfigError(f"generator={generator!r} is not in reasoning-gym{hint} it has {', '.join(sorted(DATASETS))}")
     try:
-        return create_dataset(generator, **config, size=1, seed=seed)
-    except (TypeError, AssertionError) as error:
-        raise ConfigError(f"generator={generator!r} refuses config={dict(config)!r}: {error}") from error
+        return create_dataset(generator, **ast.literal_eval(config), seed=0)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ConfigError(f"generator={generator!r} refuses config={config}: {error}") from error
