@@ -258,7 +258,11 @@ class AgentEnv(gymnasium.Env[Observation, Action]):
             self._play = None
             super().reset(seed=seed)
             play = self._play = self._choose(options.get("task"))
-            await _settled(self.setup())
+            try:
+                await _settled(self.setup())
+            except BaseException:
+                self._play = None  # nobody plays on in half a world
+                raise
             play.turn_limit = self.turn_limit() if self._given_turns is None else self._given_turns
             play.messages = (
                 [user(play.task.prompt)] if self.system is None else [system(self.system), user(play.task.prompt)]

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import threading
+import timeit
 
 import gymnasium
 import numpy as np
@@ -347,7 +348,7 @@ class Talker(AgentEnv):
         return self.turns[self.num_turns - 1] if self.num_turns <= 2 else None
 
     def offered(self):
-        return ["nod"] if self._play is None or self.num_turns < 2 else []
+        return ["nod"] if self.num_turns < 2 else []
 
     @tool
     def nod(self) -> str:
@@ -497,6 +498,26 @@ def test_a_plain_hook_that_must_be_awaited_is_told_to_declare_it():
     env.reset()
     with pytest.raises(ConfigError, match="declare it async"):
         env.step("3")
+
+
+def test_a_world_that_cannot_be_built_is_not_played():
+    class Unbuilt(Counter):
+        def setup(self):
+            raise OSError("no such folder")
+
+    env = Unbuilt()
+    with pytest.raises(OSError, match="no such folder"):
+        env.reset()
+    with pytest.raises(ResetNeeded):
+        env.step("3")
+
+
+def test_a_turn_costs_microseconds():
+    env = Counter(max_turns=10**9)
+    env.reset(options={"task": 0})
+    message = assistant("", up(by=0))
+    env.step(message)
+    assert min(timeit.repeat(lambda: env.step(message), number=1000, repeat=5)) / 1000 < 100e-6  # about 7 µs when idle
 
 
 def test_an_unscored_episode_is_marked():
