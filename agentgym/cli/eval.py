@@ -31,7 +31,7 @@ from agentgym.policies.base import Policy
 from agentgym.policies.builtin import NAMES, builtin
 from agentgym.rollout.store import Store
 
-EXAMPLE = "agentgym eval agentgym/Lookup-v0 --model runs/Lookup-v0-1/model --horizon 1 2 4 8 --limit 80"
+EXAMPLE = "agentgym eval agentgym/Lookup-v0 --model runs/Lookup-v0-1/model --horizon 1 2 4 8 --limit 40"
 RUN = "eval"  # the phase under which the episodes are stored
 FIXED = ("env", "model", "split", "seed", "temperature", "max_tokens", "set")  # what a resumed run cannot change
 
@@ -49,7 +49,7 @@ class EvalConfig:
     split: str = "test"
     """split of the tasks"""
     limit: int = 100
-    """tasks: the first so many of the split, shared evenly by the horizons"""
+    """tasks: the first so many of the split; with --horizon, so many of each"""
     attempts: int = 1
     """independent episodes per task"""
     horizon: tuple[int, ...] = ()

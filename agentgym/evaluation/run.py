@@ -83,15 +83,16 @@ async def evaluate(
     split: str = "test",
     horizons: Sequence[int] | None = None,
     limit: int = 100,
+    start: int = 0,
     attempts: int = 1,
     seed: int = 0,
     concurrency: int = 64,
     env_kwargs: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Play `attempts` episodes on each of the split's first `limit` distinct tasks and sum them up.
+    """Play `attempts` episodes on each of `limit` distinct tasks of the split, from position `start` on, and sum up.
 
-    `horizons` becomes the environment's `horizon` argument: its tasks take them in turn, so `limit` is shared evenly.
+    `horizons` becomes the environment's `horizon` argument, whose tasks take them in turn; `limit` is then per horizon.
     Attempts that the store already holds under `run` are not played again: resuming is the same call.
     The seed of an episode depends on `seed`, its task and its attempt only, never on the limit, the order or `run`:
     two evaluations face the same episodes. Raises ConfigError for an environment or split that cannot be evaluated."""
@@ -99,7 +100,7 @@ async def evaluate(
         if value < 1:
             raise ConfigError(f"{name} {value}: give at least 1")
     kwargs = arguments(split, horizons, env_kwargs)
-    tasks = first_tasks(env_id, kwargs, limit)
+    tasks = first_tasks(env_id, kwargs, limit * len(kwargs["horizon"]) if horizons else limit, start)
     slots = [
         Slot(task_id=task, attempt=attempt, group=group, seed=derive_seed(seed, task, attempt))
         for group, task in enumerate(tasks)
@@ -154,11 +155,12 @@ class _Tally:
 
 def arguments(split: str, horizons: Sequence[int] | None, env_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     """What an evaluated environment is made with."""
-    return dict(env_kwargs or {}) | {"split": split} | ({"horizon": tuple(horizons)} if horizons else {})
+    return dict(env_kwargs or {}) | {"split": split} | ({"horizon": tuple(dict.fromkeys(horizons))} if horizons else {})
 
 
-def first_tasks(env_id: str, env_kwargs: Mapping[str, Any], limit: int) -> list[str]:
-    """Ids of the first distinct tasks of the split `env_kwargs` names, at most all of them. Raises ConfigError."""
+def first_tasks(env_id: str, env_kwargs: Mapping[str, Any], limit: int, start: int = 0) -> list[str]:
+    """Ids of `limit` distinct tasks of the split `env_kwargs` names, from position `start` on, at most all of them.
+    Raises ConfigError."""
     try:
         env = make(env_id, **env_kwargs)
     except TypeError as error:
@@ -169,7 +171,7 @@ def first_tasks(env_id: str, env_kwargs: Mapping[str, Any], limit: int) -> list[
         if not isinstance(env.unwrapped, AgentEnv):
             raise ConfigError(f"{env_id} is no agentgym.AgentEnv: it has no tasks to evaluate on")
         split = env.unwrapped.tasks.split(env_kwargs["split"])
-        return [task_id for task_id, _ in split.take(min(limit, len(split)))]
+        return [task_id for task_id, _ in split.take(min(limit, len(split)), start=start % len(split))]
     finally:
         env.close()
 

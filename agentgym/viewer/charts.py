@@ -102,14 +102,11 @@ def learning_curve(updates: Sequence[int], rates: Sequence[float], label: str, r
         axes.plot(updates, _smooth(percent, max(1, len(percent) // 20)), color=AFTER, linewidth=2.2)
         if reference is not None:
             axes.axhline(100 * reference, color=BEFORE, linewidth=1.2, dashes=(4, 3))
+            side, edge = (-5, "top") if reference > 0.1 else (5, "bottom")  # the curve leaves upwards
             axes.annotate(
-                "demonstrator",
-                (updates[-1], 100 * reference),
-                (0, 5),
-                textcoords="offset points",
-                ha="right",
-                color=BEFORE,
-            )
+                "demonstrator", (updates[-1], 100 * reference), (0, side),
+                textcoords="offset points", ha="right", va=edge, color=BEFORE,
+            )  # fmt: skip
         _percent_axis(axes)
         axes.set_ylim(-2, 103)
         axes.set_xlabel("update")

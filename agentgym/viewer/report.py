@@ -31,7 +31,7 @@ STOP_COLORS = {  # Okabe & Ito's colour-blind safe set; limits in warm tones
     "cancelled": "#999999",
     "failed": "#555555",
 }
-PART_COLORS = ("#56B4E9", "#0072B2", "#009E73", "#E69F00", "#999999")
+PART_COLORS = ("#56B4E9", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#999999")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +187,13 @@ def _rates(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     for when in ("before", "after"):
         column = f"greedy_{when}"
         row(f"{when}, greedy", when, summary.get(column), summary.get(f"ci_{column}"), denominator(column))
-    for key, label in (("demonstrator", "demonstrator"), ("control", "control: warm start alone")):
+    for key, label in (("demonstrator", "demonstrator"), ("control", "warm start alone")):
         beside = summary.get(key)
         if beside and beside.get("rate") is not None:
-            bounds = (beside["low"], beside["high"]) if "low" in beside else beside.get("ci")
-            row(beside.get("label", label), "beside", beside["rate"], bounds, beside.get("n"))
+            row(label, "beside", beside["rate"], (beside["low"], beside["high"]), beside.get("n"))
+        greedy = (beside or {}).get("greedy")
+        if greedy and greedy.get("rate") is not None:
+            row(f"{label}, greedy", "beside", greedy["rate"], (greedy["low"], greedy["high"]), greedy.get("n"))
     return rows
 
 
@@ -223,6 +225,7 @@ def _figures(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
     for name, title, bar in (
         ("entropy", "entropy of sampled tokens, nats", None),
         ("kl", "KL to the sampling weights, nats", None),
+        ("kl_k3", "KL to the sampling weights, nats", None),
         ("clip_fraction", "share of clipped tokens", None),
         ("grad_norm", "gradient norm before clipping", None),
         ("zero_variance_share", "share of groups without signal", None),
@@ -296,6 +299,7 @@ def _time(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> l
         "generation": sum(float(record.get("seconds_generate") or 0) for record in metrics),
         "learning": sum(float(record.get("seconds_learn") or 0) for record in metrics),
         "evaluation": float(summary.get("seconds_evaluate") or 0),
+        "control": float(summary.get("seconds_control") or 0),
     }
     spent["other"] = max(float(summary.get("seconds_total") or 0) - sum(spent.values()), 0.0)
     colors = dict(zip(spent, PART_COLORS, strict=True))
@@ -324,7 +328,8 @@ def _failure_rows(
         kinds.update({kind: int(n) for kind, n in (record.get("failures") or {}).items() if kind in _KINDS})
         played += sum(int(n) for n in (record.get("stop_reasons") or {}).values())
     if played:
-        rows.insert(min(1, len(rows)), _failure_row("training", played, kinds))
+        place = next((i for i, phase in enumerate(phases) if phase.startswith("after")), len(rows))
+        rows.insert(place, _failure_row("training", played, kinds))
     return rows
 
 

@@ -64,8 +64,8 @@ def test_json_is_all_that_stands_on_standard_output(here, tmp_path):
     assert len(keys(tmp_path / "runs/eval-Door-v0-nop-1")) == 6
 
 
-def test_horizons_share_the_limit_and_stand_in_their_own_rows(here):
-    done = here("eval", "agentgym/Lookup-v0", "--limit", "9", "--horizon", "2", "3", "9", "--json")
+def test_the_limit_counts_per_horizon_and_each_stands_in_its_own_row(here):
+    done = here("eval", "agentgym/Lookup-v0", "--limit", "3", "--horizon", "2", "3", "9", "--json")
     rows = json.loads(done.stdout)["by_horizon"]
     assert [(row["horizon"], row["n"], row["successes"]) for row in rows] == [(2, 3, 3), (3, 3, 3), (9, 3, 3)]
 

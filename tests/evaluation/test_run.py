@@ -97,7 +97,7 @@ def test_without_a_store_the_figures_are_the_same(store):
 
 def test_horizons_beyond_the_default_are_the_environments_argument():
     evaluation = run_sync(
-        evaluate("agentgym/Lookup-v0", builtin("gold"), store=None, run="x", horizons=(2, 11), limit=6)
+        evaluate("agentgym/Lookup-v0", builtin("gold"), store=None, run="x", horizons=(2, 11), limit=3)
     )
     assert [(p.horizon, p.success.successes, p.success.n) for p in evaluation.by_horizon] == [(2, 3, 3), (11, 3, 3)]
     assert evaluation.mean_turns == 7.5  # 3 of 2 look-ups and an answer, 3 of 11 and an answer

@@ -136,7 +136,10 @@ def summary_of(before: list[Episode], after: list[Episode]) -> dict[str, Any]:
         "h50_after": half_horizon(success_curve(after)).as_json(),
         "h50_greedy_after": {"value": 29.5, "low": 28.0, "high": 32.0, "at_least": False},
         "demonstrator": {"rate": 0.15, "low": 0.134, "high": 0.167, "n": 2400},
-        "control": {"rate": 0.092, "low": 0.061, "high": 0.135, "n": 240},
+        "control": {
+            **{"rate": 0.092, "low": 0.061, "high": 0.135, "n": 240, "seconds": 110.0},
+            "greedy": {"rate": 0.0, "low": 0.0, "high": 0.016, "n": 240},
+        },
         "seconds_warm_start": 31.0,
         "seconds_train": 66.4,
         "seconds_evaluate": 17.2,

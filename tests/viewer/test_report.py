@@ -62,7 +62,8 @@ def test_a_browser_shows_the_headline_before_and_after(browsed, run_dir):
     assert " → ".join(rates) in text
     assert f"0 → {summary['h50_after']['value']:.1f}" in text
     assert "15.0 % [13.4, 16.7] of 2 400" in text  # the demonstrator
-    assert "control: warm start alone 9.2 % [6.1, 13.5] of 240" in text
+    assert "warm start alone 9.2 % [6.1, 13.5] of 240" in text
+    assert "warm start alone, greedy 0.0 % [0.0, 1.6] of 240" in text
 
 
 def test_a_browser_runs_nothing_that_a_model_wrote(browsed):
