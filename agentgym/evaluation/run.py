@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from agentgym.env import AgentEnv
@@ -17,6 +17,7 @@ from agentgym.evaluation.intervals import Interval, success_interval
 from agentgym.ledger import Episode
 from agentgym.registry import make
 from agentgym.rollout.driver import Driver, Slot, derive_seed
+from agentgym.tasks import Task
 
 if TYPE_CHECKING:
     from agentgym.policies.base import Policy
@@ -117,7 +118,9 @@ async def evaluate(
         driver.close()
     if store is not None:  # the record is what counts: resumed and uninterrupted give the same figures
         episodes = [e for e in store.episodes(run=run) if (e.task_id, e.attempt) in keys]
-    return summarise(env_id, split, episodes, num_planned=len(slots))
+    # a world that could not be built has told the episode nothing of its task: its horizon lost it all the same
+    told = [e if e.metadata else replace(e, metadata=tasks[e.task_id].metadata) for e in episodes]
+    return summarise(env_id, split, told, num_planned=len(slots))
 
 
 def summarise(env_id: str, split: str, episodes: Iterable[Episode], *, num_planned: int | None = None) -> Evaluation:
@@ -158,8 +161,8 @@ def arguments(split: str, horizons: Sequence[int] | None, env_kwargs: Mapping[st
     return dict(env_kwargs or {}) | {"split": split} | ({"horizon": tuple(dict.fromkeys(horizons))} if horizons else {})
 
 
-def first_tasks(env_id: str, env_kwargs: Mapping[str, Any], limit: int, start: int = 0) -> list[str]:
-    """Ids of `limit` distinct tasks of the split `env_kwargs` names, from position `start` on, at most all of them.
+def first_tasks(env_id: str, env_kwargs: Mapping[str, Any], limit: int, start: int = 0) -> dict[str, Task]:
+    """`limit` distinct tasks, by id, of the split `env_kwargs` names, from position `start` on; at most all of them.
     Raises ConfigError."""
     try:
         env = make(env_id, **env_kwargs)
@@ -171,7 +174,7 @@ def first_tasks(env_id: str, env_kwargs: Mapping[str, Any], limit: int, start: i
         if not isinstance(env.unwrapped, AgentEnv):
             raise ConfigError(f"{env_id} is no agentgym.AgentEnv: it has no tasks to evaluate on")
         split = env.unwrapped.tasks.split(env_kwargs["split"])
-        return [task_id for task_id, _ in split.take(min(limit, len(split)), start=start % len(split))]
+        return dict(split.take(min(limit, len(split)), start=start % len(split)))
     finally:
         env.close()
 
