@@ -1,11 +1,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from agentgym.cli import COMMANDS, Interrupted, main
 
+COMMAND = Path(sys.executable).with_name("agentgym")
 HEAVY = ("torch", "transformers", "docker", "scipy", "rich", "httpx", "matplotlib", "jinja2")
 
 
@@ -52,6 +54,14 @@ def test_a_reader_that_goes_away_is_no_error(environment):
     done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() in ("0", "141")  # 0 where `true` was slow to go away
     assert done.stderr == ""
+
+
+def test_a_full_disk_under_standard_output_is_one_sentence(environment):
+    line = f"{COMMAND} --help >/dev/full"
+    done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: No space left on device: free some space")
+    assert done.stderr.count("\n") == 1
 
 
 def raising(error, monkeypatch):
