@@ -78,9 +78,7 @@ class Segment:
             raise LedgerError(f"{where} without log-probs or version; engine.generate() returns both")
         object.__setattr__(self, "logprobs", _frozen(self.logprobs, np.float32))
         if self.logprobs.shape != self.ids.shape:
-            raise LedgerError(
-                f"{where} but {self.logprobs.size} log-probs. Record one per id, the stop token included"
-            )
+            raise LedgerError(f"{where} but {self.logprobs.size} log-probs. Record one per id, the stop token included")
         if np.isnan(self.logprobs).any() or (self.logprobs > 1e-5).any():
             raise LedgerError(f"{where} with a log-prob that is NaN or above 0; it cannot be a probability")
 
@@ -140,7 +138,14 @@ class Ledger:
     def fingerprint(self) -> tuple:
         """All that is recorded, comparable bit for bit."""
         return tuple(
-            (s.ids.tobytes(), s.source, s.turn, s.version, s.forks, None if s.logprobs is None else s.logprobs.tobytes())
+            (
+                s.ids.tobytes(),
+                s.source,
+                s.turn,
+                s.version,
+                s.forks,
+                None if s.logprobs is None else s.logprobs.tobytes(),
+            )
             for s in self._segments
         )
 
@@ -151,6 +156,10 @@ class Ledger:
     @property
     def num_tokens(self) -> int:
         return sum(map(len, self._segments))
+
+    @property
+    def num_turns(self) -> int:
+        return self._segments[-1].turn + 1 if self._segments else 0
 
     def rows(self) -> list[Row]:
         """The token sequences: one, and one more per fork."""

@@ -8,11 +8,13 @@ import asyncio
 import os
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from agentgym.errors import ConfigError
 
 THREAD_NAME = "agentgym-loop"
+CANCEL_S = 60.0  # what a cancelled coroutine gets to clean up
 T = TypeVar("T")
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
@@ -38,11 +40,27 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
         raise ConfigError(
             "a sync face was called on agentgym's own event loop and would wait for itself; await the async one"
         )
-    future = asyncio.run_coroutine_threadsafe(coroutine, event_loop())
+    loop, done, ended = event_loop(), Future(), threading.Event()
+    tasks: list[asyncio.Task[T]] = []
+
+    def start() -> None:
+        tasks.append(loop.create_task(coroutine))
+        tasks[0].add_done_callback(settle)
+
+    def settle(task: asyncio.Task[T]) -> None:
+        if not task.cancelled():
+            error = task.exception()
+            done.set_exception(error) if error is not None else done.set_result(task.result())
+        else:
+            done.cancel()
+        ended.set()
+
+    loop.call_soon_threadsafe(start)
     try:
-        return future.result()
-    except BaseException:
-        future.cancel()
+        return done.result()
+    except KeyboardInterrupt:
+        loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+        ended.wait(CANCEL_S)  # it may be saving something
         raise
 
 

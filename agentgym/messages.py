@@ -6,7 +6,7 @@ How a call is spelt inside text is syntax.py's business."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any, Literal, NotRequired, TypedDict
 
 JSON = Any  # dict, list, str, int, float, bool or None, nested
@@ -56,9 +56,9 @@ def assistant(content: str = "", *calls: ToolCall, reasoning: str | None = None)
     return message
 
 
-def call(tool: str, /, call_id: str = "call_0", **arguments: JSON) -> ToolCall:
-    """A well-formed call: `call("lookup", key=33)`."""
-    return raw_call(tool, json.dumps(arguments, ensure_ascii=False), call_id)
+def call(tool: str, /, **arguments: JSON) -> ToolCall:
+    """A well-formed call: `call("lookup", key=33)`. For an id other than call_0, see `raw_call`."""
+    return raw_call(tool, json.dumps(arguments, ensure_ascii=False))
 
 
 def raw_call(name: str, arguments: str, call_id: str = "call_0", error: str | None = None) -> ToolCall:
@@ -79,7 +79,7 @@ def clean(text: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        return text.encode("utf-8", "replace").decode("utf-8")
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
 
 
@@ -88,13 +88,15 @@ def canonical(value: JSON) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def transcript(messages: Sequence[Message] | Sequence[Mapping[str, Any]]) -> str:
+def transcript(messages: Iterable[Message]) -> str:
     """The conversation as a person reads it: role, text and calls, one block per message."""
     blocks = []
     for message in messages:
         lines = [f"[{message['role']}] {message['content']}".rstrip()]
-        if message.get("reasoning"):
-            lines.insert(1, f"  (thinks) {message['reasoning']}")
-        lines += [f"  -> {c['function']['name']}({c['function']['arguments']})" for c in message.get("tool_calls") or ()]
+        if reasoning := message.get("reasoning"):
+            lines.insert(1, f"  (thinks) {reasoning}")
+        lines += [
+            f"  -> {c['function']['name']}({c['function']['arguments']})" for c in message.get("tool_calls") or ()
+        ]
         blocks.append("\n".join(lines))
     return "\n".join(blocks)

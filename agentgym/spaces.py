@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.vector.utils import create_shared_memory
 
 from agentgym.errors import ConfigError
-from agentgym.messages import JSON, Message, ToolCall, assistant, call, clean, raw_call
+from agentgym.messages import JSON, Message, ToolCall, assistant, clean, raw_call
 
 MAX_CHARS = 1_000_000  # of one text that enters a transcript; what is longer is cut, with a marker
 _ROLES = ("system", "user", "assistant", "tool")
@@ -126,8 +126,10 @@ class ActionSpace(gymnasium.Space[Action]):
             return words
         names = self.tools or ("look", "take")
         calls = [
-            call(
-                names[int(rng.integers(len(names)))], f"call_{i}", value=sample_text(rng), number=int(rng.integers(100))
+            raw_call(
+                names[int(rng.integers(len(names)))],
+                json.dumps({"value": sample_text(rng), "number": int(rng.integers(100))}),
+                f"call_{i}",
             )
             for i in range(int(rng.integers(3)))
         ]

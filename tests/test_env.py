@@ -88,7 +88,7 @@ def env():
 
 
 def up(call_id="call_0", **arguments):
-    return call("up", call_id, **arguments)
+    return {**call("up", **arguments), "id": call_id}
 
 
 def test_reset_shows_the_prompt_the_tools_and_whose_task_it_is():
@@ -121,7 +121,7 @@ def test_an_answer_ends_the_episode_and_is_rewarded(env):
 
 
 def test_a_tool_may_end_the_episode_and_later_calls_are_not_run(env):
-    message = assistant("", call("stop", "a"), up("b", by=3))
+    message = assistant("", raw_call("stop", "{}", "a"), up("b", by=3))
     observation, reward, terminated, _, info = env.step(message)
     assert [m["content"] for m in observation["messages"]] == ["Stopped.", "Error: not run: the episode is over"]
     assert (reward, terminated, info["stop_reason"], info["final"]) == (0.0, True, StopReason.ENDED, {"count": 0})
@@ -411,7 +411,7 @@ class Slow(AgentEnv):
         self.freed += 1
 
 
-WAITS = assistant("", call("wait", "a", s=0.01), call("wait", "b", s=0.0))
+WAITS = assistant("", raw_call("wait", '{"s": 0.01}', "a"), raw_call("wait", '{"s": 0.0}', "b"))
 
 
 def test_async_hooks_work_through_the_sync_face_and_results_keep_call_order():

@@ -1,11 +1,11 @@
 """`agentgym train`: its knobs, where their defaults come from, and the folder it writes.
 
-Owns TrainConfig, the resolution of flags over files, and what --resume may change (nothing). The job is train_job.py's."""
+Owns TrainConfig, the resolution of flags over files, and what --resume may change (nothing). The job itself is
+train_job.py's."""
 
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -15,8 +15,9 @@ import torch
 import tyro
 
 from agentgym.cli import Interrupted
-from agentgym.cli.options import from_toml, parse, to_toml
-from agentgym.cli.train_job import Job, versions
+from agentgym.cli.options import from_toml, parse, settings, to_toml
+from agentgym.cli.train_job import Job
+from agentgym.cli.versions import versions
 from agentgym.errors import ConfigError
 from agentgym.learner.loop import LoopConfig
 from agentgym.learner.scratch import ScratchConfig
@@ -35,7 +36,7 @@ class TrainConfig:
     env: tyro.conf.Positional[str] = "agentgym/Lookup-v0"
     """Environment id; its folder's train.toml, where it has one, holds the defaults."""
     model: str | None = None
-    """Model folder or hub name, with its own tokenizer and chat template; without it a small one starts from nothing."""
+    """Model folder or hub name, with its own tokenizer and chat template; without it one starts from scratch."""
     seed: int = 0
     """Seed of everything: same seed, same run."""
     output: Path | None = None
@@ -62,6 +63,8 @@ class TrainConfig:
     """Tested horizons; the trained ones without it."""
     eval_limit: int = 40
     """Held-out tasks per horizon, before and after."""
+    eval_start: int = 0
+    """Position in the test split of the first of them: another range, other tasks."""
     set: tuple[str, ...] = ()
     """More arguments of the environment, name=JSON: --set difficulty=1."""
     control_steps: int = 0
@@ -81,16 +84,8 @@ class TrainConfig:
 
     def env_kwargs(self, **more: Any) -> dict[str, Any]:
         """Arguments the environment is made with."""
-        made: dict[str, Any] = {"horizon": list(self.horizon)} if self.horizon else {}
-        for pair in self.set:
-            name, equals, value = pair.partition("=")
-            try:
-                made[name] = json.loads(value)
-            except json.JSONDecodeError:
-                made[name] = value
-            if not equals:
-                raise ConfigError(f"--set {pair!r}: write name=value")
-        return made | more
+        horizon = {"horizon": list(self.horizon)} if self.horizon else {}
+        return horizon | settings(self.set) | more
 
 
 def main(argv: Sequence[str]) -> int:
@@ -102,9 +97,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         job.run()
     except KeyboardInterrupt:
-        raise Interrupted(
-            f"Saved. Go on with: agentgym train {config.env} --output {folder} --resume"
-        ) from None
+        raise Interrupted(f"Saved. Go on with: agentgym train {config.env} --output {folder} --resume") from None
     finally:
         job.close()
     return 0
@@ -149,7 +142,11 @@ def _folder(config: TrainConfig) -> Path:
     if config.resume and folder is not None:
         return folder
     if folder is None:
-        taken = [int(p.name.rpartition("-")[2]) for p in Path("runs").glob(f"{_stem(config.env)}-*") if p.name.rpartition("-")[2].isdigit()]
+        taken = [
+            int(p.name.rpartition("-")[2])
+            for p in Path("runs").glob(f"{_stem(config.env)}-*")
+            if p.name.rpartition("-")[2].isdigit()
+        ]
         folder = Path("runs") / f"{_stem(config.env)}-{max(taken, default=0) + 1}"
     if (folder / "config.toml").exists():
         raise ConfigError(f"{folder} holds a run already: add --resume to go on with it, or choose another --output")

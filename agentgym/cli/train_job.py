@@ -6,12 +6,9 @@ viewer/. A finished phase is kept in the checkpoint, so that a resumed run repea
 from __future__ import annotations
 
 import json
-import platform
 import resource
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -20,14 +17,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from agentgym.cli.options import as_dict
+from agentgym.cli.versions import versions
 from agentgym.engines.causal import CausalLM, load_model, load_tokenizer
 from agentgym.engines.local import LocalEngine
 from agentgym.errors import ConfigError
 from agentgym.evaluation.horizon import half_horizon
 from agentgym.evaluation.intervals import wilson
 from agentgym.evaluation.run import Evaluation, evaluate
-from agentgym.learner.checkpoint import Checkpoints, MetricsLog, weights_hash
+from agentgym.learner.checkpoint import Checkpoints, weights_hash
 from agentgym.learner.loop import train
+from agentgym.learner.metrics import MetricsLog
 from agentgym.learner.scratch import scratch_model, scratch_tokenizer
 from agentgym.learner.update import Learner
 from agentgym.learner.warm_start import warm_start, written_ledger
@@ -110,7 +109,7 @@ class Job:
                 raise ConfigError(f"{config.env} has no demonstrator to imitate; give --model, a model that can speak")
             chat = ChatFormat(config.syntax, tools="hidden")
             tokenizer = scratch_tokenizer(_texts(episodes, config.syntax), vocabulary=config.scratch.vocabulary)
-            model = scratch_model(tokenizer, config.scratch, seed=derive_seed(config.seed, "weights"))
+            model: Any = scratch_model(tokenizer, config.scratch, seed=derive_seed(config.seed, "weights"))
             model = model.to(config.device)
         else:
             tokenizer = load_tokenizer(config.model)
@@ -150,7 +149,9 @@ class Job:
             return
         config, seed = self.config.warm, derive_seed(self.config.seed, name) >> 32
         with self._bar(name, steps) as advance:
-            warm_start(self.lm, ledgers, config, seed=seed, steps=steps, progress=lambda _, loss: advance(f"loss {loss:.3f}"))
+            warm_start(
+                self.lm, ledgers, config, seed=seed, steps=steps, progress=lambda _, loss: advance(f"loss {loss:.3f}")
+            )
 
     def _reinforce(self, done: int) -> None:
         """Updates `done`.. to the end."""
@@ -164,7 +165,7 @@ class Job:
         with self._bar("updates", config.loop.updates, done) as advance:
 
             def told(line: dict[str, Any]) -> None:
-                self.console.print(_line(line, config.loop.updates))
+                self.console.print(_line(line, config.loop.updates), soft_wrap=True)
                 advance(f"success {line['success']:.0%}")
 
             run_sync(
@@ -187,8 +188,9 @@ class Job:
                     result: Evaluation = run_sync(
                         evaluate(
                             config.env, policy, store=self.store, run=name, split="test", horizons=horizons,
-                            limit=config.eval_limit, seed=config.seed, concurrency=config.concurrency,
-                            env_kwargs=config.env_kwargs(), progress=lambda n, total: advance(at=n, total=total),
+                            limit=config.eval_limit, start=config.eval_start, seed=config.seed,
+                            concurrency=config.concurrency, env_kwargs=config.env_kwargs(),
+                            progress=lambda n, total: advance(at=n, total=total),
                         )
                     )  # fmt: skip
                 found[name.removeprefix(phase).lstrip("-") or "sampled"] = self._figures(result)
@@ -230,8 +232,11 @@ class Job:
         report = write_report(self.folder)
         self.console.print()
         for name, value in _table(summary):
-            self.console.print(f"{name:<34}{value}")
-        self.console.print(f"\nreport   {report}\nsummary  {self.folder / 'summary.json'}\nmodel    {self.folder / 'model'}")
+            self.console.print(f"{name:<38}{value}", soft_wrap=True)
+        self.console.print(
+            f"\nreport   {report}\nsummary  {self.folder / 'summary.json'}\nmodel    {self.folder / 'model'}",
+            soft_wrap=True,
+        )
 
     def _summary(self) -> dict[str, Any]:
         config, p = self.config, self.progress
@@ -294,17 +299,24 @@ class Job:
         self.checkpoints.save(self.learner, done, self.progress)
 
     @contextmanager
-    def _timed(self, phase: str):  # noqa: ANN202
+    def _timed(self, phase: str):
         began = perf_counter()
         yield
         seconds = self.progress.setdefault("seconds", {})
         seconds[phase] = seconds.get(phase, 0.0) + perf_counter() - began
 
     @contextmanager
-    def _bar(self, name: str, total: int, done: int = 0):  # noqa: ANN202
+    def _bar(self, name: str, total: int, done: int = 0):
         """A progress bar with rate and time left; yields a function that advances it."""
-        columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, transient=True) as bar:
+        columns = (
+            TextColumn("{task.description:<16}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(
+            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, transient=True
+        ) as bar:
             task = bar.add_task(name, total=total, completed=done, note="")
 
             def advance(note: str = "", *, at: int | None = None, total: int | None = None) -> None:
@@ -317,7 +329,7 @@ class Job:
             self.console.print(f"{name}: done")
 
 
-def _texts(episodes: Sequence[Episode], syntax: str) -> Callable[[], Any] | list[str]:
+def _texts(episodes: Sequence[Episode], syntax: str) -> list[str]:
     spell = get_syntax(syntax).format
     return [spell(m) if m["role"] == "assistant" else m["content"] for e in episodes for m in e.messages]
 
@@ -327,7 +339,8 @@ def _line(line: dict[str, Any], updates: int) -> str:
     by_horizon = " ".join(f"{h}:{100 * rate:.0f}" for h, rate in line["by_horizon"].items())
     return (
         f"update {line['update'] + 1:>4}/{updates}  success {line['success']:6.1%}  [{by_horizon}]  "
-        f"entropy {line.get('entropy', 0):.3f}  kl {line.get('kl_k3', 0):.4f}  clip {line.get('clip_fraction', 0):.3f}  "
+        f"entropy {line.get('entropy', 0):.3f}  kl {line.get('kl_k3', 0):.4f}  "
+        f"clip {line.get('clip_fraction', 0):.3f}  "
         f"grad {line['grad_norm']:.2f}  mismatch {line['mismatch_mean']:.1e} max {line['mismatch_max']:.1e}  "
         f"same {line['zero_variance_share']:.0%}  {line['tokens_sampled'] / line['seconds_generate']:,.0f} tok/s"
     ).replace("[", "\\[")
@@ -377,14 +390,22 @@ def _table(s: dict[str, Any]) -> list[tuple[str, str]]:
         ("success, greedy, after", rate(s["greedy_after"], s["ci_greedy_after"])),
     ]
     if worst is not None:
-        rows.append(("worst trained horizon, after", f"{100 * worst['after']['rate']:5.1f} % (horizon {worst['horizon']})"))
+        rows.append(
+            ("worst trained horizon, after", f"{100 * worst['after']['rate']:5.1f} % (horizon {worst['horizon']})")
+        )
     rows.append(("50 % horizon, before -> after", f"{horizon(s['h50_before'])} -> {horizon(s['h50_after'])}"))
     if s["demonstrator"]:
         d = s["demonstrator"]
         rows.append(("the demonstrator's own success", rate(d["rate"], (d["low"], d["high"])) + f" of {d['n']}"))
     if s["control"]:
         c = s["control"]
-        rows.append(("control: imitation alone", rate(c["rate"], (c["low"], c["high"])) + f", greedy {100 * c['greedy']['rate']:.1f} %, {c['seconds']:.0f} s"))
+        rows.append(
+            (
+                "control: imitation alone",
+                rate(c["rate"], (c["low"], c["high"]))
+                + f", greedy {100 * c['greedy']['rate']:.1f} %, {c['seconds']:.0f} s",
+            )
+        )
     rows.append(
         (
             "seconds: warm start, RL, evaluation",
@@ -393,20 +414,3 @@ def _table(s: dict[str, Any]) -> list[tuple[str, str]]:
         )
     )
     return rows
-
-
-def versions() -> dict[str, str | None]:
-    """What a figure depends on: packages, Python, and the commit of a clone."""
-    made: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("agentgym", "torch", "transformers", "tokenizers", "gymnasium", "numpy", "reasoning-gym"):
-        try:
-            made[package] = version(package)
-        except PackageNotFoundError:
-            made[package] = None
-    here = Path(__file__).resolve().parent
-    try:
-        found = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        made["commit"] = found.stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        made["commit"] = None
-    return made

@@ -7,7 +7,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("agentgym", "torch", "transformers", "gymnasium", "numpy")
+PACKAGES = ("agentgym", "torch", "transformers", "tokenizers", "gymnasium", "numpy", "reasoning-gym")
 
 
 def versions() -> dict[str, str | None]:

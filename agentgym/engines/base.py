@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, Protocol
 
 from agentgym.errors import ConfigError
@@ -42,7 +43,7 @@ class Generation:
     def spans(self) -> list[tuple[int, int, int]]:
         """Consecutive ids of one version: (version, start, stop)."""
         edges = [0, *(i for i in range(1, len(self.ids)) if self.versions[i] != self.versions[i - 1]), len(self.ids)]
-        return [(int(self.versions[a]), a, b) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+        return [(int(self.versions[a]), a, b) for a, b in pairwise(edges) if b > a]
 
 
 class Engine(Protocol):

@@ -38,8 +38,8 @@ class CausalLM:
         return int(getattr(self.model.config, "max_position_embeddings", 0) or 1 << 20)
 
     def hidden(self, ids: Tensor, *, positions: Tensor | None, mask: Tensor | None, cache: Any = None) -> Tensor:
-        """ids [B, n] int64, positions [B, n] or None (0, 1, …), mask None (causal) or additive [B, 1, n, keys] -> what `logits` takes
-        ([B, n, width], or the logits themselves for a model that cannot be split)."""
+        """ids [B, n] int64, positions [B, n] or None (0, 1, …), mask None (causal) or additive [B, 1, n, keys] -> what
+        `logits` takes ([B, n, width], or the logits themselves for a model that cannot be split)."""
         inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
         inputs |= {"past_key_values": cache, "use_cache": cache is not None}
         if self._backbone is None:

@@ -78,10 +78,12 @@ class _SlotCache(Cache):
             for tensor in store:
                 tensor[: len(rows)] = tensor[rows]
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object):  # noqa: ANN201
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object):
         """Write [B, heads, n, width] at this call's rows and positions; return the visible cells of those rows."""
         while len(self.keys) <= layer_idx:
-            self.keys.append(key_states.new_zeros(self.shape[0], key_states.shape[1], self.shape[1], key_states.shape[3]))
+            self.keys.append(
+                key_states.new_zeros(self.shape[0], key_states.shape[1], self.shape[1], key_states.shape[3])
+            )
             self.values.append(
                 value_states.new_zeros(self.shape[0], value_states.shape[1], self.shape[1], value_states.shape[3])
             )
@@ -189,8 +191,9 @@ class LocalEngine:
     def _reserve(self, rows: int, cells: int) -> None:
         have = self._tokens.shape
         if rows > have[0] or cells > have[1]:
-            grow = (max(rows, have[0] + have[0] // 2, 8) if rows > have[0] else have[0]), (
-                max(cells, 2 * have[1], 128) if cells > have[1] else have[1]
+            grow = (
+                (max(rows, have[0] + have[0] // 2, 8) if rows > have[0] else have[0]),
+                (max(cells, 2 * have[1], 128) if cells > have[1] else have[1]),
             )
             tokens = np.zeros(grow, np.int64)
             tokens[: have[0], : have[1]] = self._tokens

@@ -12,27 +12,39 @@ from typing import Any
 import numpy as np
 
 from agentgym.errors import AgentGymError
-from agentgym.ledger import Episode
+from agentgym.learner.pack import Trajectory
+from agentgym.ledger import Episode, Source
 
 
 class AuditError(AgentGymError):
     """A figure is out of bounds: training on would teach from wrong numbers."""
 
 
-def audit(episodes: Sequence[Episode], *, advantages: Sequence[float], version: int, trained: int) -> dict[str, Any]:
+def audit(
+    episodes: Sequence[Episode], trajectories: Sequence[Trajectory | None], *, version: int, trained: int
+) -> dict[str, Any]:
     """The figures of one update's episodes.
 
-    `advantages` belong to the episodes, in order; `version` is the learner's when the batch was sampled; `trained`
-    counts the tokens that went through the loss. Raises AuditError where a token was trained twice or never."""
+    `trajectories` are what credit made of the episodes, in order; `version` is the learner's when the batch was
+    sampled; `trained` counts the tokens that went through the loss. Raises AuditError where a token was trained twice
+    or never."""
     counted = [e for e in episodes if e.counts]
     ledgers = [e.ledger for e in episodes if e.ledger is not None]
     sampled = sum(ledger.num_sampled for ledger in ledgers)
-    owed = sum(e.ledger.num_sampled for e, a in zip(episodes, advantages, strict=True) if a != 0 and e.ledger is not None)
+    owed = sum(
+        len(s)
+        for t in trajectories
+        if t is not None
+        for s in t.ledger
+        if s.source is Source.SAMPLED and t.advantages[s.turn] != 0
+    )
     if owed != trained:
         raise AuditError(f"{trained} tokens trained, {owed} sampled with an advantage: each must train exactly once")
     staleness = Counter(version - s.version for ledger in ledgers for s in ledger if s.version is not None)
     texts = Counter((e.task_id, *(s.ids.tobytes() for s in e.ledger)) for e in episodes if e.ledger is not None)
-    lengths = {name: [len(e.turns) for e in counted if e.success is won] for name, won in (("won", True), ("lost", False))}
+    lengths = {
+        name: [len(e.turns) for e in counted if e.success is won] for name, won in (("won", True), ("lost", False))
+    }
     return {
         "episodes": len(episodes),
         "reward_mean": _mean([e.reward for e in counted]),

@@ -1,12 +1,11 @@
-"""Saving a run so that it goes on bit for bit, and the metrics that belong to it.
+"""Saving a run so that it goes on bit for bit.
 
-Owns the files in `checkpoints/` and `metrics.jsonl`: written aside and renamed, so that a kill leaves the last whole
-one. What is in the learner's state is update.py's business."""
+Owns the files in `checkpoints/`: written aside and renamed, so that a kill leaves the last whole one. What is in the
+learner's state is update.py's business."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pickle
 import zipfile
@@ -30,7 +29,12 @@ class Checkpoints:
     def save(self, learner: Learner, update: int, progress: dict[str, Any]) -> Path:
         """Write the state after `update` updates; `progress` is whatever else the run must remember (JSON)."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        state = {"update": update, "learner": learner.state_dict(), "torch_rng": torch.get_rng_state(), "progress": progress}
+        state = {
+            "update": update,
+            "learner": learner.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+            "progress": progress,
+        }
         path = self.folder / f"update-{update:06}.pt"
         aside = path.with_suffix(".tmp")
         with aside.open("wb") as file:
@@ -61,32 +65,6 @@ class Checkpoints:
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("update-*.pt"))
-
-
-class MetricsLog:
-    """`metrics.jsonl`: one line per update, in order, none twice."""
-
-    def __init__(self, path: Path, *, updates_done: int) -> None:
-        self.path = path
-        kept = [line for line in read_metrics(path) if line["update"] < updates_done]
-        aside = path.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
-        aside.replace(path)
-
-    def add(self, line: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a torn last line is left out."""
-    lines = []
-    for text in path.read_text("utf-8").splitlines() if path.is_file() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
 
 
 def weights_hash(lm: CausalLM) -> str:

@@ -1,4 +1,4 @@
-"""From rewards to advantages: which trajectory of a group earned its outcome.
+"""From rewards to advantages: which trajectory of a group, and which of its turns, earned the outcome.
 
 Owns baselines. Knows nothing of tokens, models or losses: those are objectives.py. Pure functions on any device;
 statistics count trajectories, never rows of a batch, and a failed trajectory neither trains nor votes."""
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from agentgym.errors import ConfigError
 
-Credit = Callable[[Tensor, Tensor, Tensor], Tensor]
+Credit = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def outcome_mean(rewards: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
@@ -40,7 +40,38 @@ def grpo(rewards: Tensor, groups: Tensor, valid: Tensor) -> Tensor:
     return torch.where(centred != 0, centred / std, 0.0)
 
 
-CREDITS: dict[str, Credit] = {f.__name__: f for f in (leave_one_out, grpo, outcome_mean)}
+def same_state(rewards: Tensor, groups: Tensor, valid: Tensor, owner: Tensor, state: Tensor) -> Tensor:
+    """Reward minus the mean reward of the *other* trajectories of the group that passed through the same state, per
+    turn: the step part of GiGPO (Feng et al. 2025, eq. 7) with a leave-one-out baseline and no discount.
+
+    What no choice can change any more earns nothing: behind an irrecoverable error all who pass fail alike. rewards,
+    groups, valid [B] as in `outcome_mean`; owner [M] int64, the trajectory of each turn; state [M] int64 labels, -1
+    where the environment names none -> [M] float32. A trajectory votes once per state, however often it returns."""
+    known = (state >= 0) & valid[owner]
+    labels = torch.stack([groups[owner], state], dim=1)
+    _, place = labels.unique(dim=0, return_inverse=True)
+    visits = torch.stack([place, owner], dim=1)[known]
+    votes, which = visits.unique(dim=0, return_inverse=True)
+    earned = leave_one_out(
+        rewards[votes[:, 1]], votes[:, 0], torch.ones(len(votes), dtype=torch.bool, device=rewards.device)
+    )
+    advantages = torch.zeros(len(state), dtype=rewards.dtype, device=rewards.device)
+    advantages[known] = earned[which]
+    return advantages
+
+
+def _each_turn(credit: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Credit:
+    """A credit of whole trajectories, given alike to each of their turns."""
+
+    def per_turn(rewards: Tensor, groups: Tensor, valid: Tensor, owner: Tensor, state: Tensor) -> Tensor:
+        return credit(rewards, groups, valid)[owner]
+
+    return per_turn
+
+
+CREDITS: dict[str, Credit] = {f.__name__: _each_turn(f) for f in (leave_one_out, grpo, outcome_mean)} | {
+    "same_state": same_state
+}
 
 
 def get_credit(name: str) -> Credit:

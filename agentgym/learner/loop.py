@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 
 from agentgym.errors import ConfigError
 from agentgym.learner.audit import audit, refuse_mismatch
-from agentgym.learner.checkpoint import Checkpoints, MetricsLog
+from agentgym.learner.checkpoint import Checkpoints
 from agentgym.learner.credit import get_credit
+from agentgym.learner.metrics import MetricsLog
 from agentgym.learner.pack import Trajectory
 from agentgym.learner.update import Learner, ObjectiveConfig
 from agentgym.ledger import Episode
@@ -35,7 +37,7 @@ class LoopConfig:
     group_size: int = 8
     """Episodes per task and version; leave-one-out needs at least 2."""
     credit: str = "leave_one_out"
-    """From rewards to advantages: leave_one_out, grpo or outcome_mean."""
+    """From rewards to advantages: leave_one_out, grpo, outcome_mean, or same_state (per turn)."""
     minibatches: int = 2
     """Optimiser steps per update, each on its share of the groups."""
     max_mismatch: float = 1e-3
@@ -64,18 +66,30 @@ def plan(split: Split, config: LoopConfig, *, update: int, seed: int) -> list[Sl
     ]
 
 
-def credited(episodes: Sequence[Episode], credit: str) -> tuple[list[Trajectory | None], list[float]]:
-    """A trajectory and an advantage per episode. A group with an episode that was not played fairly (broken task or
-    infrastructure) is left out whole: keeping the rest would prefer what survives."""
+def credited(episodes: Sequence[Episode], credit: str) -> list[Trajectory | None]:
+    """A trajectory with its turns' advantages per episode; None where there is nothing to learn from. A group with an
+    episode that was not played fairly (broken task or infrastructure) is left out whole: keeping the rest would
+    prefer what survives."""
     lost = {e.group for e in episodes if not e.counts}
-    valid = torch.tensor([e.group not in lost for e in episodes])
-    rewards = torch.tensor([e.reward for e in episodes], dtype=torch.float32)
-    groups = torch.tensor([e.group for e in episodes])
-    advantages = [float(a) for a in get_credit(credit)(rewards, groups, valid)]
+    valid = [e.group not in lost and e.ledger is not None and e.ledger.num_sampled > 0 for e in episodes]
+    owner, state, labels = [], [], {}
+    for index, episode in enumerate(episodes):
+        keys = ["start", *(turn.state_key for turn in episode.turns)]  # a turn's state is what the one before left
+        for key in keys[: episode.ledger.num_turns if episode.ledger is not None else 0]:
+            owner.append(index)
+            state.append(-1 if key is None else labels.setdefault(key, len(labels)))
+    advantages = get_credit(credit)(
+        torch.tensor([e.reward for e in episodes], dtype=torch.float32),
+        torch.tensor([e.group for e in episodes]),
+        torch.tensor(valid),
+        torch.tensor(owner, dtype=torch.long),
+        torch.tensor(state, dtype=torch.long),
+    ).numpy()
+    starts = np.searchsorted(owner, np.arange(len(episodes) + 1))
     return [
-        Trajectory(e.ledger, a) if ok and e.ledger is not None and e.ledger.num_sampled else None
-        for e, a, ok in zip(episodes, advantages, valid.tolist(), strict=True)
-    ], advantages
+        Trajectory(e.ledger, advantages[a:b]) if ok and e.ledger is not None else None
+        for e, ok, a, b in zip(episodes, valid, starts, starts[1:], strict=False)
+    ]
 
 
 async def train(
@@ -102,11 +116,11 @@ async def train(
             episodes = await driver.collect(plan(split, config, update=update, seed=seed), update=update)
             sampled = perf_counter()
             version = learner.version
-            trajectories, advantages = credited(episodes, config.credit)
+            trajectories = credited(episodes, config.credit)
             figures = _steps(learner, trajectories, episodes, config, objective, policy.sampling.temperature)
             seconds = {"seconds_generate": sampled - began, "seconds_learn": perf_counter() - sampled}
             line = {"update": update, **seconds, "seconds": sum(seconds.values())}
-            line |= audit(episodes, advantages=advantages, version=version, trained=int(figures["tokens_trained"]))
+            line |= audit(episodes, trajectories, version=version, trained=int(figures["tokens_trained"]))
             line |= figures
             metrics.add(line)
             progress["seconds_train"] = progress.get("seconds_train", 0.0) + line["seconds"]
@@ -135,9 +149,7 @@ def _steps(
     found: list[dict[str, float]] = []
     for first in range(0, config.groups, share):
         part = [
-            t
-            for t, e in zip(trajectories, episodes, strict=True)
-            if t is not None and first <= e.group < first + share
+            t for t, e in zip(trajectories, episodes, strict=True) if t is not None and first <= e.group < first + share
         ]
         found.append(learner.step(part, objective, temperature=temperature))
     total = sum(f["tokens_trained"] for f in found)

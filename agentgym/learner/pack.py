@@ -5,16 +5,17 @@ where padding begins. Other layouts (packed, tree) are further functions of the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from agentgym.errors import LedgerError
-from agentgym.ledger import BoolArray, Ledger, Row
+from agentgym.ledger import BoolArray, FloatArray, Ledger, Row
 
 MIN_CELLS = 512  # below this a part is too small to be worth a pass of its own
 Trains = Literal["sampled", "written", "both"]
@@ -22,14 +23,14 @@ Trains = Literal["sampled", "written", "both"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trajectory:
-    """A ledger and what credit gave it."""
+    """A ledger and what credit gave each of its turns."""
 
     ledger: Ledger
-    advantage: float
+    advantages: FloatArray  # [turns] float32; a turn with 0 has nothing to teach and is left out of the rows
     trains: Trains = "sampled"
 
     def mask(self, row: Row) -> BoolArray:
-        """[n] True where a token of the row trains. Reinforcement refuses written tokens."""
+        """[n] True where a token of the row may train. Reinforcement refuses written tokens."""
         if self.trains == "sampled":
             if row.written.any():
                 raise LedgerError(
@@ -41,7 +42,14 @@ class Trajectory:
 
     @property
     def num_trainable(self) -> int:
+        """Tokens that may train, whatever their advantage: what denominators count."""
         return sum(int(self.mask(row).sum()) for row in self.ledger.rows())
+
+    def taught(self, row: Row) -> BoolArray:
+        """[n] True where a token of the row trains: it may, and its turn has an advantage."""
+        mask = self.mask(row).copy()
+        mask[mask] = self.advantages[row.turns[mask]] != 0
+        return mask
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,48 +70,56 @@ class Part:
 
 def padded(trajectories: Sequence[Trajectory], *, max_tokens: int) -> list[Part]:
     """Rows of like length together: at most `max_tokens` cells per part (one row may exceed it), and a new part
-    rather than rows that are more than half padding."""
-    rows = [(i, row) for i, t in enumerate(trajectories) for row in t.ledger.rows()]
-    rows.sort(key=lambda pair: len(pair[1]), reverse=True)
-    parts, at = [], 0
-    while at < len(rows):
-        width = len(rows[at][1])
-        end = at + 1
-        while end < len(rows) and (end + 1 - at) * width <= max_tokens:
-            if 2 * len(rows[end][1]) < width and (end - at) * width >= MIN_CELLS:
+    rather than rows that are more than half padding. A row ends with its last token that trains."""
+    rows = [
+        _Cut(index, row, at)
+        for index, trajectory in enumerate(trajectories)
+        for row in trajectory.ledger.rows()
+        if (at := np.flatnonzero(trajectory.taught(row))).size
+    ]
+    rows.sort(key=len, reverse=True)
+    parts, start = [], 0
+    while start < len(rows):
+        width = len(rows[start])
+        end = start + 1
+        while end < len(rows) and (end + 1 - start) * width <= max_tokens:
+            if 2 * len(rows[end]) < width and (end - start) * width >= MIN_CELLS:
                 break
             end += 1
-        parts.append(_part(trajectories, rows[at:end]))
-        at = end
+        parts.append(_part(trajectories, rows[start:end]))
+        start = end
     return parts
 
 
-def _part(trajectories: Sequence[Trajectory], rows: list[tuple[int, Row]]) -> Part:
-    width = max(len(row) for _, row in rows)
-    ids = np.zeros((len(rows), width), np.int64)
-    found: dict[str, list[np.ndarray]] = {"where": [], "targets": [], "logp": [], "advantage": [], "turn": [], "index": []}
-    for r, (index, row) in enumerate(rows):
-        ids[r, : len(row)] = row.ids
-        mask = trajectories[index].mask(row)
-        if mask[0]:
-            raise LedgerError("the first token of a row trains, but nothing comes before it; open with an observation")
-        at = np.flatnonzero(mask)
-        found["where"].append(r * width + at - 1)
-        found["targets"].append(row.ids[at])
-        found["logp"].append(row.logprobs[at])
-        found["turn"].append(row.turns[at])
-        found["advantage"].append(np.full(len(at), trajectories[index].advantage))
-        found["index"].append(np.full(len(at), index))
+@dataclass(frozen=True, slots=True, eq=False)
+class _Cut:
+    """A row up to its last token that trains."""
 
-    def joined(name: str, dtype: torch.dtype) -> Tensor:
-        return torch.from_numpy(np.concatenate(found[name])).to(dtype)
+    index: int  # of its trajectory
+    row: Row
+    at: NDArray[np.int64]  # positions of the tokens that train
+
+    def __len__(self) -> int:
+        return int(self.at[-1]) + 1
+
+
+def _part(trajectories: Sequence[Trajectory], cuts: Sequence[_Cut]) -> Part:
+    width = max(map(len, cuts))
+    ids = np.zeros((len(cuts), width), np.int64)
+    for r, cut in enumerate(cuts):
+        if cut.at[0] == 0:
+            raise LedgerError("the first token of a row trains, but nothing comes before it; open with an observation")
+        ids[r, : len(cut)] = cut.row.ids[: len(cut)]
+
+    def joined(values: Iterable[NDArray], dtype: torch.dtype) -> Tensor:
+        return torch.from_numpy(np.concatenate(list(values))).to(dtype)
 
     return Part(
         ids=torch.from_numpy(ids),
-        where=joined("where", torch.int64),
-        targets=joined("targets", torch.int64),
-        behaviour_logp=joined("logp", torch.float32),
-        advantage=joined("advantage", torch.float32),
-        turn_index=joined("turn", torch.int64),
-        trajectory_index=joined("index", torch.int64),
+        where=joined((r * width + cut.at - 1 for r, cut in enumerate(cuts)), torch.int64),
+        targets=joined((cut.row.ids[cut.at] for cut in cuts), torch.int64),
+        behaviour_logp=joined((cut.row.logprobs[cut.at] for cut in cuts), torch.float32),
+        advantage=joined((trajectories[c.index].advantages[c.row.turns[c.at]] for c in cuts), torch.float32),
+        turn_index=joined((cut.row.turns[cut.at] for cut in cuts), torch.int64),
+        trajectory_index=joined((np.full(len(cut.at), cut.index) for cut in cuts), torch.int64),
     )

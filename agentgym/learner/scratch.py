@@ -18,6 +18,7 @@ from agentgym.errors import ConfigError
 ROLES = ("system", "user", "assistant", "tool")
 END = "<|end|>"
 PAD = "<|pad|>"
+SPECIAL = [PAD, END, *(f"<|{role}|>" for role in ROLES)]
 CHAT_TEMPLATE = (
     "{%- for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{%- if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -36,6 +37,8 @@ class ScratchConfig:
     """Transformer blocks."""
     heads: int = 4
     """Attention heads; they divide the width."""
+    rope_theta: float = 100.0
+    """Base of the rotary positions: small ones tell near positions apart sooner, large ones carry further."""
     context: int = 4096
     """Longest history in tokens."""
 
@@ -56,16 +59,15 @@ def scratch_tokenizer(texts: Iterable[str], *, vocabulary: int) -> PreTrainedTok
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    special = [PAD, END, *(f"<|{role}|>" for role in ROLES)]
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=special,
+        special_tokens=SPECIAL,  # the first ids, in this order
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     made = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, additional_special_tokens=special[2:]
+        tokenizer_object=tokenizer, eos_token=END, pad_token=PAD, additional_special_tokens=SPECIAL[2:]
     )
     made.chat_template = CHAT_TEMPLATE
     return made
@@ -81,12 +83,12 @@ def scratch_model(tokenizer: PreTrainedTokenizerFast, config: ScratchConfig, *, 
         num_attention_heads=config.heads,
         num_key_value_heads=config.heads,
         max_position_embeddings=config.context,
-        rope_parameters={"rope_type": "default", "rope_theta": 100.0},  # short contexts: nearby positions must differ
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         initializer_range=0.05,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=SPECIAL.index(END),
+        pad_token_id=SPECIAL.index(PAD),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

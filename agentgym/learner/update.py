@@ -81,11 +81,11 @@ class Learner:
     ) -> dict[str, float]:
         """One optimiser step on all of `trajectories`; `config` None imitates written tokens.
 
-        Trajectories without advantage are counted in the denominator but not put through the model. Returns means
+        Turns without advantage are counted in the denominator but not put through the model. Returns means
         over the trained tokens, and the largest and mean difference between recorded and recomputed log-probs."""
         trainable = [t.num_trainable for t in trajectories]
         divisor = denominator(config.denominator if config else "tokens", trainable)
-        kept = [i for i, t in enumerate(trajectories) if t.advantage != 0 or config is None]
+        kept = [i for i, t in enumerate(trajectories) if t.advantages.any()]
         used = [trajectories[i] for i in kept]
         counts = torch.tensor([trainable[i] for i in kept], dtype=torch.float32, device=self.lm.device)
         for group in (g for o in self._optimizers for g in o.param_groups):
@@ -116,9 +116,7 @@ class Learner:
         chosen = hidden.flatten(0, 1)[part.where]
         logp, entropy = logp_and_entropy(self.lm, chosen, part.targets, temperature)
         mask = torch.ones_like(part.targets, dtype=torch.bool)
-        tokens = TokenBatch(
-            logp, part.behaviour_logp, part.advantage, mask, part.turn_index, part.trajectory_index
-        )
+        tokens = TokenBatch(logp, part.behaviour_logp, part.advantage, mask, part.turn_index, part.trajectory_index)
         loss, metrics = _loss(tokens, config)
         if config is not None and config.denominator == "trajectories":
             loss = per_trajectory(loss, part.trajectory_index, counts)

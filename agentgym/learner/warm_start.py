@@ -86,7 +86,7 @@ def warm_start(
     steps = config.warm_steps if steps is None else steps
     learner = Learner(lm, config.optimizer(), total_steps=steps)
     order = np.random.Generator(np.random.PCG64(seed))
-    trajectories = [Trajectory(ledger, 1.0, trains="written") for ledger in ledgers]
+    trajectories = [Trajectory(each, np.ones(each.num_turns, np.float32), trains="written") for each in ledgers]
     for step in range(steps):
         chosen = order.integers(len(trajectories), size=config.warm_batch)
         figures = learner.step([trajectories[i] for i in chosen], None)

@@ -131,8 +131,14 @@ def read_line(line: str, tools: Sequence[str]) -> Message:
     if name not in tools:
         return assistant(line.strip())
     pairs = (word.partition("=") for word in rest.split())
-    arguments = {key: int(value) if value.lstrip("-").isdecimal() else value for key, _, value in pairs}
+    arguments = {key: int(value) if _is_integer(value) else value for key, _, value in pairs}
     return assistant("", raw_call(name, json.dumps(arguments, ensure_ascii=False)))
+
+
+def _is_integer(text: str) -> bool:
+    """Whether a text is how an integer is written: 44 and -7, but not the code 0044."""
+    digits = text.removeprefix("-")
+    return digits.isdecimal() and digits.isascii() and (digits == "0" or not digits.startswith("0"))
 
 
 _POLICIES: Mapping[str, Callable[[], Policy]] = {

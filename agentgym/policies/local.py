@@ -6,20 +6,21 @@ Rendering is render.py's, the spelling of tool calls syntax.py's, sampling the e
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import gymnasium
+import numpy as np
 
 from agentgym.engines.base import Engine, Sampling
 from agentgym.engines.causal import CausalLM, load_model, load_tokenizer
 from agentgym.engines.local import LocalEngine
 from agentgym.env import Observation
 from agentgym.errors import ConfigError
-from agentgym.ledger import Ledger, Segment, Source
+from agentgym.ledger import IntArray, Ledger, Segment, Source
 from agentgym.messages import Message, assistant, system
 from agentgym.policies.render import Renderer
 from agentgym.syntax import Syntax, get_syntax
@@ -111,6 +112,10 @@ class LocalActor:
         self.policy.engine.close(self._session)
 
 
+def as_ids(ids: Sequence[int]) -> IntArray:
+    return np.array(ids, np.int32)
+
+
 class Transcript:
     """A chat and its ids, kept in step: observations are rendered, replies are taken as they were sampled."""
 
@@ -131,14 +136,14 @@ class Transcript:
         if not self._messages:
             self._open(new, tools)
             self.ids = list(self.renderer.open(self._messages, self._tools))
-            return [Segment(self.ids, Source.OBSERVED, turn)]
+            return [Segment(as_ids(self.ids), Source.OBSERVED, turn)]
         if tools is not None and self.chat.tools != "hidden":
             new = self._offer(new, tools)
         seen = self.renderer.extend(self._messages, new, self._tools, stopped_by=self._stopped_by)
         self._messages += new
         forks = seen.outcome == "fork"
         self.ids[0 if forks else len(self.ids) :] = seen.ids
-        return [Segment(seen.ids, Source.OBSERVED, turn, forks=forks)] if seen.ids else []
+        return [Segment(as_ids(seen.ids), Source.OBSERVED, turn, forks=forks)] if seen.ids else []
 
     def reply(self, ids: tuple[int, ...], *, stopped: bool) -> Message:
         """Take in what the policy sampled; the message it means."""
@@ -154,7 +159,7 @@ class Transcript:
         self.ids += ids
         self._stopped_by = ids[-1]
         self._messages.append(assistant(text))
-        return [Segment(ids, Source.WRITTEN, turn)]
+        return [Segment(as_ids(ids), Source.WRITTEN, turn)]
 
     def _open(self, new: list[Message], tools: list[dict] | None) -> None:
         self._messages = new
@@ -175,11 +180,18 @@ class Transcript:
 
 
 def load_policy(
-    name: str, *, device: str = "cpu", dtype: str = "float32", temperature: float = 1.0, max_tokens: int = 256,
+    name: str,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    temperature: float = 1.0,
+    max_tokens: int = 256,
     max_context: int | None = None,
 ) -> LocalPolicy:
     """A policy from a model folder (or hub name) with its own tokenizer and chat template."""
     lm = CausalLM(load_model(name, device=device, dtype=dtype).eval())
     engine = LocalEngine(lm, max_context=max_context)
     chat = ChatFormat.load(name)
-    return LocalPolicy(engine, Renderer(load_tokenizer(name)), chat=chat, temperature=temperature, max_tokens=max_tokens)
+    return LocalPolicy(
+        engine, Renderer(load_tokenizer(name)), chat=chat, temperature=temperature, max_tokens=max_tokens
+    )

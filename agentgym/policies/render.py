@@ -91,10 +91,9 @@ class Renderer:
 
     def _text(self, messages: Sequence[Message], tools: list[dict] | None, *, prompt: bool) -> str:
         chat = [{**m, "content": self._defuse(m["content"])} for m in messages]
-        text: Any = self.tokenizer.apply_chat_template(
-            chat, tools=tools, tokenize=False, add_generation_prompt=prompt
-        )
-        return text
+        offered: Any = tools
+        render: Any = self.tokenizer.apply_chat_template
+        return render(chat, tools=offered, tokenize=False, add_generation_prompt=prompt)
 
     def _suffix_text(self, new: tuple[tuple[str, str, str], ...]) -> str:
         """What a template that only appends adds for these messages, whatever went before."""
@@ -115,8 +114,9 @@ class Renderer:
     def _stop_ids(self) -> tuple[int, ...]:
         """The token that closes a turn in the template, then the tokenizer's end-of-text."""
         ids = [i for i in self._encode_text(self.closing) if i in set(self.tokenizer.all_special_ids)][:1]
-        if self.tokenizer.eos_token_id is not None and self.tokenizer.eos_token_id not in ids:
-            ids.append(int(self.tokenizer.eos_token_id))
+        end: Any = self.tokenizer.eos_token_id
+        if end is not None and end not in ids:
+            ids.append(int(end))
         if not ids:
             raise ConfigError(f"the template of {self.tokenizer.name_or_path!r} ends a turn with no special token")
         return tuple(ids)

@@ -85,7 +85,10 @@ class Driver:
                 on_episode(episode)
 
         # Every actor of the first wave is open before any asks: an engine in step waits for all of them.
-        workers = [_Worker(self, seat, update, range(w, len(slots), count), slots) for w, seat in enumerate(self._seats[:count])]
+        workers = [
+            _Worker(self, seat, update, range(w, len(slots), count), slots)
+            for w, seat in enumerate(self._seats[:count])
+        ]
         tasks = [asyncio.ensure_future(worker.work(finish)) for worker in workers]
         try:
             await asyncio.gather(*tasks)
@@ -143,7 +146,9 @@ class _Seat:
 def _base(env: gymnasium.Env) -> AgentEnv:
     base = env.unwrapped
     if not isinstance(base, AgentEnv):
-        raise ConfigError(f"{env.spec.id if env.spec else env} is no agentgym.AgentEnv; a policy of messages cannot play it")
+        raise ConfigError(
+            f"{env.spec.id if env.spec else env} is no agentgym.AgentEnv; a policy of messages cannot play it"
+        )
     return base
 
 
@@ -215,7 +220,8 @@ class _Worker:
         played = base.has_episode
         return Episode(
             run=self.driver.run, update=self.update, task_id=slot.task_id, attempt=slot.attempt, seed=slot.seed,
-            split=slot.task_id.partition(":")[0], group=slot.group, env_id=self.driver.env_id, env_version=_version(self.seat.env),
+            split=slot.task_id.partition(":")[0], group=slot.group, env_id=self.driver.env_id,
+            env_version=_version(self.seat.env),
             messages=base.messages if played else (), turns=tuple(turns), reward=reward,
             reward_parts=info.get("reward_parts", {}), terminated=terminated,
             truncated=stop.is_limit, stop_reason=stop, failure=failure, ledger=self.actor.ledger,

@@ -57,7 +57,9 @@ class Store:
                 self._create()
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version != SCHEMA_VERSION:
-            raise StoreError(f"{self.path} has schema {version}; this agentgym reads {SCHEMA_VERSION}. Use its version.")
+            raise StoreError(
+                f"{self.path} has schema {version}; this agentgym reads {SCHEMA_VERSION}. Use its version."
+            )
 
     def _create(self) -> None:
         mode = self._db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
@@ -88,11 +90,11 @@ class Store:
     def reopen(self, run: str, *, from_update: int) -> None:
         """A resumed run plays these updates again, whole: let each attempt be replaced by its replay."""
         with self._lock, self._told():
-            self._db.execute(
-                "UPDATE episodes SET replaceable=1 WHERE run=? AND update_number>=?", (run, from_update)
-            )
+            self._db.execute("UPDATE episodes SET replaceable=1 WHERE run=? AND update_number>=?", (run, from_update))
 
-    def episodes(self, *, run: str | None = None, update: int | None = None, limit: int | None = None) -> Iterator[Episode]:
+    def episodes(
+        self, *, run: str | None = None, update: int | None = None, limit: int | None = None
+    ) -> Iterator[Episode]:
         """Stored episodes in the order of their keys' arrival."""
         where, values = [], []
         for column, value in (("run", run), ("update_number", update)):
@@ -115,9 +117,13 @@ class Store:
             return {task_id: json.loads(zlib.decompress(record)) for task_id, record in rows}
 
     def keys(self, run: str) -> set[tuple[int, str, int]]:
-        """(update, task_id, attempt) of every finished episode of a phase."""
+        """(update, task_id, attempt) of every finished episode of a phase, those to be replaced left out."""
         with self._told():
-            return set(self._db.execute("SELECT update_number, task_id, attempt FROM episodes WHERE run=?", (run,)))
+            return set(
+                self._db.execute(
+                    "SELECT update_number, task_id, attempt FROM episodes WHERE run=? AND replaceable=0", (run,)
+                )
+            )
 
     def runs(self) -> dict[str, int]:
         """Phase -> number of finished episodes."""
@@ -153,7 +159,9 @@ class _Told:
         if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
             raise StoreError(f"{self.path}: the disk is full. Free some space and go on with --resume.") from error
         if isinstance(error, sqlite3.OperationalError):
-            raise StoreError(f"{self.path}: {error}. Is the folder there, writable, and no other run using it?") from error
+            raise StoreError(
+                f"{self.path}: {error}. Is the folder there, writable, and no other run using it?"
+            ) from error
         if isinstance(error, (sqlite3.DatabaseError, zlib.error, json.JSONDecodeError, UnicodeDecodeError)):
             raise StoreError(
                 f"{self.path} is corrupt: {error}. `sqlite3 {self.path.name} .recover` saves what can be read; "
@@ -166,7 +174,9 @@ def _refuse_network_disk(path: Path) -> None:
     mounts = [p for p in psutil.disk_partitions(all=True) if folder.is_relative_to(p.mountpoint)]
     kind = max(mounts, key=lambda p: len(p.mountpoint)).fstype if mounts else ""
     if kind in NETWORK_FILE_SYSTEMS:
-        raise StoreError(f"{folder} is a network disk ({kind}), where SQLite loses writes. Give --output on a local one.")
+        raise StoreError(
+            f"{folder} is a network disk ({kind}), where SQLite loses writes. Give --output on a local one."
+        )
 
 
 def _to_row(episode: Episode) -> tuple:

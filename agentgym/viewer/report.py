@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from agentgym.errors import ConfigError
+from agentgym.learner.metrics import read_metrics
 from agentgym.ledger import Episode
 from agentgym.messages import clean
 from agentgym.rollout.store import Store
@@ -49,7 +50,7 @@ def write_report(run_dir: str | Path) -> Path:
     """Write `report.html` from what the run has written, and return its path."""
     run_dir = Path(run_dir)
     summary = read_summary(run_dir)
-    metrics = read_metrics(run_dir)
+    metrics = read_metrics(run_dir / "metrics.jsonl")
     page = render(summary, metrics, _read_phases(run_dir), name=run_dir.resolve().name)
     path = run_dir / "report.html"
     scratch = path.with_suffix(".html.part")
@@ -69,25 +70,6 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not readable as JSON: {error}; run the command again with --resume") from error
-
-
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """One record per update; an update that was run twice counts with its last record, a torn last line not at all."""
-    path = run_dir / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    records: dict[int, dict[str, Any]] = {}
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            records[int(record["update"])] = record
-        except (ValueError, TypeError, KeyError) as error:
-            if number < len(lines):
-                raise ConfigError(
-                    f"{path}, line {number}: not a record of an update ({error}); remove that line"
-                ) from error
-    return [records[update] for update in sorted(records)]
 
 
 def render(

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from agentgym.errors import ConfigError
+from agentgym.learner.metrics import read_metrics
 from agentgym.ledger import Episode
 from agentgym.messages import assistant, call
 from agentgym.rollout.store import Store
-from agentgym.viewer.report import percent, read_metrics, seconds, write_report
+from agentgym.viewer.report import percent, seconds, write_report
 from agentgym.viewer.samples import FOLD_AFTER, samples, told
 
 
@@ -154,18 +155,18 @@ def test_a_torn_last_line_is_an_update_that_did_not_happen(run_dir, tmp_path):
     torn = copied(run_dir, tmp_path)
     with (torn / "metrics.jsonl").open("a") as file:
         file.write('{"update": 101, "rew')
-    assert [record["update"] for record in read_metrics(torn)][-2:] == [99, 100]
+    assert [record["update"] for record in read_metrics(torn / "metrics.jsonl")][-2:] == [99, 100]
 
 
 def test_an_update_that_was_run_again_counts_once_with_its_last_record(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"update": 1, "reward_mean": 0}\n{"update": 1, "reward_mean": 1}\n')
-    assert read_metrics(tmp_path) == [{"update": 1, "reward_mean": 1}]
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"update": 1, "reward_mean": 1}]
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"update": 1}\nnonsense\n{"update": 3}\n')
     with pytest.raises(ConfigError, match=r"metrics\.jsonl, line 2"):
-        read_metrics(tmp_path)
+        read_metrics(tmp_path / "metrics.jsonl")
 
 
 def test_a_folder_without_a_summary_is_refused_with_the_fix(tmp_path):

@@ -10,8 +10,8 @@ from agentgym import AgentEnv, ConfigError, Message, Rubric, ToolError, answer_e
 from agentgym_envs.lookup.tasks import LEVELS, chains
 
 DEMONSTRATOR: Mapping[str, float] = {
-    "careful": 0.1,  # share that stops at the first red key; the others ignore colours
-    "give_up": 0.1,  # chance of the others to stop before each look-up
+    "notice": 0.2,  # chance to stop at a red key just seen
+    "give_up": 0.1,  # chance to stop at any other, before each look-up
     "slip": 0.05,  # chance of a random key at each look-up
     "max_lookups": 40,
 }
@@ -55,7 +55,6 @@ class LookupEnv(AgentEnv):
         self.colour = {key: "red" if mark == "r" else "blue" for key, mark in zip(keys, colours, strict=True)}
         self.at = keys[0]  # the key seen last
         self.num_passed = 0  # how much of the right way has been seen
-        self.is_careful = False
 
     def turn_limit(self) -> int:
         return self.task.metadata["horizon"] + 4
@@ -96,14 +95,11 @@ class LookupEnv(AgentEnv):
         return assistant(str(self.task.answer))
 
     def demonstrate(self, rng: np.random.Generator) -> Message:
-        """Some demonstrators are careful; the others walk on past red keys and give up at some point. All slip."""
+        """A distracted walker: notices a red key now and then, gives up now and then, and slips. What it does never
+        depends on how far it has come, so that imitation learns no length."""
         chances = self.demonstrator
-        if self.num_turns == 0:
-            self.is_careful = bool(rng.random() < chances["careful"])
-        if self.is_careful:
-            stops = self.num_turns > 0 and self.colour[self.at] == "red"
-        else:
-            stops = bool(rng.random() < chances["give_up"])
+        is_red = self.num_turns > 0 and self.colour[self.at] == "red"
+        stops = rng.random() < chances["notice" if is_red else "give_up"]
         if stops or self.num_turns >= chances["max_lookups"]:
             return assistant(str(self.at))
         keys = self.task.data["keys"]
