@@ -81,7 +81,7 @@ def test_missing_and_duplicate_ids_are_repaired_and_good_ones_kept():
 
 def test_arguments_given_as_an_object_become_text():
     message = as_message({"tool_calls": [{"id": "a", "function": {"name": "lookup", "arguments": {"key": 33}}}]})
-    assert message["tool_calls"] == [call("lookup", "a", key=33)]
+    assert message["tool_calls"] == [raw_call("lookup", '{"key": 33}', "a")]
 
 
 def test_only_what_a_message_may_hold_is_kept():

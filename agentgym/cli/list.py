@@ -51,16 +51,19 @@ def main(argv: Sequence[str]) -> int:
 def describe(spec: EnvSpec) -> dict[str, Any]:
     """One row. An environment that fails to be made, whatever the reason, is listed with that reason."""
     row: dict[str, Any] = {"id": spec.id, "horizon": "", "splits": [], "about": ""}
+    env = None
     try:
         env = make(spec.id)
-    except Exception as error:  # a third party's constructor may raise anything; the others are still to be listed
-        return row | {"about": f"cannot be made: {type(error).__name__}: {error}"}
-    world = env.unwrapped
-    if isinstance(world, AgentEnv):
-        row["splits"] = list(world.tasks.names)
-        row["horizon"] = _horizons(world)
-    row["about"] = (inspect.getdoc(type(world)) or "").split("\n", 1)[0].partition(" Horizon:")[0]
-    env.close()
+        world = env.unwrapped
+        row["about"] = (inspect.getdoc(type(world)) or "").split("\n", 1)[0].partition(" Horizon:")[0]
+        if isinstance(world, AgentEnv):
+            row["splits"] = list(world.tasks.names)
+            row["horizon"] = _horizons(world)
+    except Exception as error:  # a third party's code may raise anything; the others are still to be listed
+        row["about"] = f"cannot be used: {type(error).__name__}: {error}"
+    finally:
+        if env is not None:
+            env.close()
     return row
 
 

@@ -131,6 +131,8 @@ class Job:
         """Episodes of the environment's own weak demonstrator, on tasks that nobody trains or is tested on."""
         config = self.config
         kwargs = config.env_kwargs(split="demonstrations", max_turns=DEMONSTRATION_TURNS)
+        if config.warm.warm_horizon:
+            kwargs["horizon"] = list(config.warm.warm_horizon)
         env = make(config.env, **kwargs)
         tasks = env.unwrapped.tasks.split("demonstrations").take(config.warm.demonstrations)  # type: ignore[attr-defined]
         env.close()
@@ -140,8 +142,8 @@ class Job:
             episodes = run_sync(driver.collect(slots, on_episode=lambda _: advance()))
         if "failure" in {e.stop_reason for e in episodes}:
             raise ConfigError(f"{config.env}: a demonstration failed: {next(e.failure for e in episodes if e.failure)}")
-        won = sum(e.success for e in episodes)
-        self.progress["demonstrator"] = wilson(won, len(episodes)).as_json()
+        inside = [e for e in episodes if not self._trained() or e.metadata.get("horizon") in self._trained()]
+        self.progress["demonstrator"] = wilson(sum(e.success for e in inside), len(inside)).as_json()
         return episodes
 
     def _imitate(self, ledgers: Sequence[Ledger], steps: int, name: str) -> None:

@@ -25,6 +25,8 @@ class WarmStartConfig:
 
     demonstrations: int = 6000
     """Episodes of the demonstrator."""
+    warm_horizon: tuple[int, ...] = ()
+    """Horizons of the demonstrations; the trained ones without it."""
     warm_steps: int = 400
     """Imitation steps; 0 for a model that can already speak."""
     warm_batch: int = 12

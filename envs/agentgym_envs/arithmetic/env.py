@@ -13,10 +13,9 @@ from agentgym_envs.arithmetic.tasks import CHAIN_SUM, items, solved, sums
 
 Display = Literal["terms", "total"]
 DEMONSTRATOR: Mapping[str, float] = {
-    "careful": 0.1,  # share that passes every term and stops; the others go on or give up
-    "give_up": 0.2,  # chance of the others to stop before each call
+    "notice": 0.35,  # chance to answer once no term is left; else it goes on with any number
+    "give_up": 0.15,  # chance to answer before each call while terms are left
     "slip": 0.05,  # chance of a wrong operand or operator at each call
-    "overrun": 2,  # most calls of the others past the last term
 }
 
 
@@ -67,8 +66,6 @@ class ArithmeticEnv(AgentEnv):
         self.terms = read_terms(self.task.prompt) if is_sum else []
         self.total = 0
         self.num_calls = 0
-        self.is_careful = False
-        self.overrun = 0
 
     def turn_limit(self) -> int | None:
         return len(self.terms) + 4 if self.terms else self.max_turns
@@ -108,18 +105,14 @@ class ArithmeticEnv(AgentEnv):
         return None if self.task.answer is None else assistant(str(self.task.answer))
 
     def demonstrate(self, rng: np.random.Generator) -> Message | None:
-        """Some demonstrators pass every term and stop; the others give up at some point or go on past the end."""
+        """A distracted clerk: gives up now and then, slips, and past the last term goes on more often than not."""
         if not self.terms:
             return None
         chances = self.demonstrator
-        if self.num_turns == 0:
-            self.is_careful = bool(rng.random() < chances["careful"])
-            self.overrun = 0 if self.is_careful else int(rng.integers(int(chances["overrun"]) + 1))
-        gives_up = not self.is_careful and rng.random() < chances["give_up"]
-        if gives_up or self.num_turns >= len(self.terms) + self.overrun:
+        past_end = self.num_calls >= len(self.terms)
+        if rng.random() < chances["notice" if past_end else "give_up"]:
             return assistant(str(self.total))
-        past_end = self.num_turns >= len(self.terms)
-        term = int(rng.integers(10, 100)) if past_end else self.terms[self.num_turns]
+        term = int(rng.integers(10, 100)) if past_end else self.terms[self.num_calls]
         if rng.random() < chances["slip"]:
             term = -term if rng.random() < 0.5 else int(rng.integers(10, 100))
         return press(term)
