@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from agentgym.errors import ConfigError
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 class CausalLM:
@@ -55,7 +58,17 @@ class CausalLM:
 
 def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> PreTrainedModel:
     """A causal LM from a local folder or a hub name. Raises ConfigError naming the path and the fix."""
-    return _load(AutoModelForCausalLM, name, dtype=getattr(torch, dtype)).to(device)
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r}: give one of {', '.join(DTYPES)}")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r}: torch {torch.__version__} sees no GPU; use cpu")
+    model, report = _load(AutoModelForCausalLM, name, dtype=getattr(torch, dtype), output_loading_info=True)
+    if missing := sorted(report["missing_keys"]):
+        raise ConfigError(
+            f"{name!r} has no weights for {missing[0]} and {len(missing) - 1} more: they would be drawn at random. "
+            "Its config.json belongs to another model, or a file is missing."
+        )
+    return model.to(device)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -72,7 +85,7 @@ def _load(kind: Any, name: str, **kwargs: Any) -> Any:
         )
     try:
         return kind.from_pretrained(str(path) if looks_local else name, **kwargs)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(f"{kind.__name__} cannot load {name!r}: {reason}") from error
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from agentgym.ledger import IntArray
 
 CHUNK_MIN = 24  # pending tokens from which a row is prefilled by chunk instead of token by token
 CHUNK_TOKENS = 16_384  # cells of one prefill call
+CHUNK_WIDTH = 2_048  # of which one row: the attention mask has as many lines
 KEYS_STEP = 32  # the visible part of the cache grows by this many cells
 
 
@@ -104,7 +105,7 @@ class LocalEngine:
     """Samples from `lm` for many sessions at once.
 
     Protects from: a stale cache after `push` (recomputed), a rewritten history (the cache is cut back to the common
-    prefix). Raises ConfigError for a history longer than `max_context`."""
+    prefix). Raises ConfigError for ids that are no history; one of `max_context` ids or more is answered by nothing."""
 
     def __init__(self, lm: CausalLM, *, max_context: int | None = None, in_step: bool = True) -> None:
         self.lm = lm
@@ -158,23 +159,35 @@ class LocalEngine:
     async def generate(self, session: int, ids: Sequence[int] | IntArray, sampling: Sampling) -> Generation:
         if session not in self._sessions:
             raise ConfigError(f"session {session} is not open; call engine.open() first")
-        if len(ids) >= self.max_context:
+        history = np.asarray(ids, np.int64)
+        if history.ndim != 1 or not history.size:
+            raise ConfigError(
+                f"{history.size} ids of shape {history.shape}: give one flat sequence with at least one id"
+            )
+        for odd in (history.min(), history.max()):
+            if not 0 <= odd < self.lm.vocab_size:
+                raise ConfigError(f"id {odd} is outside the model's vocabulary of {self.lm.vocab_size}")
+        if session in {r.session for r in self._queued} or self._sessions[session] in self._requests:
+            raise ConfigError(f"session {session} is still answering; await that, or close it and open another")
+        room = self.max_context - len(history)
+        if room <= 0:
             return Generation(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.int32), "context")
+        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room + 1))  # what it may need is set aside
         done = asyncio.get_running_loop().create_future()
-        self._queued.append(_Request(session, np.asarray(ids, np.int64), sampling, done))
+        self._queued.append(_Request(session, history, sampling, done))
         self._wake()
         return await done
 
     # -- rows ---------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Give every queued request its row, in the order in which sessions were opened."""
+        """Give every queued request its row: new ones in the order of their seeds, which the plan decides, and not of
+        their arrival."""
         for row in self._dropped:
             self._requests.pop(row, None)
         self._dropped.clear()
         self._compact()
-        queued, self._queued = sorted(self._queued, key=lambda request: request.session), []
-        for request in queued:
+        for request in sorted(self._queued, key=lambda r: (r.sampling.seed, r.session)):
             row = self._sessions[request.session]
             if row < 0:
                 row = self._sessions[request.session] = self._num_rows
@@ -187,9 +200,11 @@ class LocalEngine:
             self._tokens[row, : len(ids)] = ids
             self._length[row] = len(ids)
             self._requests[row] = request
+        self._queued = []
 
     def _reserve(self, rows: int, cells: int) -> None:
         have = self._tokens.shape
+        cells = -(-cells // KEYS_STEP) * KEYS_STEP  # how many are visible must not depend on how many there are
         if rows > have[0] or cells > have[1]:
             grow = (
                 (max(rows, have[0] + have[0] // 2, 8) if rows > have[0] else have[0]),
@@ -233,8 +248,10 @@ class LocalEngine:
         loop = asyncio.get_running_loop()
         while self._ready():
             async with self._busy:
-                self._admit()
                 try:
+                    self._admit()
+                    if not self._requests:  # closed while we waited for a push
+                        continue
                     finished = await loop.run_in_executor(self._thread, self._decode)
                 except Exception as error:  # whoever waits must hear of it
                     self._fail(error)
@@ -259,10 +276,9 @@ class LocalEngine:
     @torch.inference_mode()
     def _decode(self) -> list[tuple[int, FinishReason]]:
         """Step until a request ends or a new one has come. Runs in the engine's thread."""
-        model = self.lm.model
-        was_training = model.training
-        if was_training:
-            model.eval()
+        training = [module for module in self.lm.model.modules() if module.training]
+        if training:
+            self.lm.model.eval()
         try:
             self._prefill()
             while True:
@@ -270,23 +286,25 @@ class LocalEngine:
                 if finished or self._queued or self._dropped:
                     return finished
         finally:
-            if was_training:
-                model.train()
+            for module in training:
+                module.training = True
 
     def _prefill(self) -> None:
         """Feed all but the last pending token of every row that has many, in right-padded chunks."""
-        rows = np.array(sorted(self._requests), np.int64)
-        pending = self._length[rows] - 1 - self._cached[rows]
-        order = np.argsort(-pending, kind="stable")
-        rows = rows[order][pending[order] >= CHUNK_MIN]
-        while rows.size:
-            width = int(self._length[rows[0]] - 1 - self._cached[rows[0]])
-            part, rows = np.split(rows, [max(1, CHUNK_TOKENS // width)])
-            part.sort()
+        while True:
+            rows = np.array(sorted(self._requests), np.int64)
+            pending = self._length[rows] - 1 - self._cached[rows]
+            order = np.argsort(-pending, kind="stable")
+            rows = rows[order][pending[order] >= CHUNK_MIN]
+            if not rows.size:
+                return
+            width = min(int(pending.max()), CHUNK_WIDTH)
+            part = np.sort(rows[: max(1, CHUNK_TOKENS // width)])
             # Padding repeats the row's last token, whose cell is written again when its turn comes.
-            positions = np.minimum(self._cached[part][:, None] + np.arange(width), self._length[part][:, None] - 1)
+            last = self._length[part] - 1
+            positions = np.minimum(self._cached[part][:, None] + np.arange(width), last[:, None])
             self._forward(part, self._tokens[part[:, None], positions], positions)
-            self._cached[part] = self._length[part] - 1
+            self._cached[part] = np.minimum(self._cached[part] + width, last)
 
     def _step(self) -> list[tuple[int, FinishReason]]:
         """Feed every row one token; sample where a row has nothing left to be fed."""
