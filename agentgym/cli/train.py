@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -33,7 +33,7 @@ EXAMPLE = "agentgym train agentgym/Door-v0 --group-size 16 --credit leave_one_ou
 class TrainConfig:
     """Train a policy in an environment. Writes runs/<name>/; Ctrl-C saves, --resume goes on."""
 
-    env: tyro.conf.Positional[str] = "agentgym/Lookup-v0"
+    env: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ENV")] = "agentgym/Lookup-v0"
     """Environment id; its folder's train.toml, where it has one, holds the defaults."""
     model: str | None = None
     """Model folder or hub name, with its own tokenizer and chat template; without it one starts from scratch."""

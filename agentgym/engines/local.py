@@ -187,13 +187,15 @@ class LocalEngine:
             self._requests.pop(row, None)
         self._dropped.clear()
         self._compact()
+        fresh = sum(self._sessions[request.session] < 0 for request in self._queued)
+        longest = max((len(r.ids) + r.sampling.max_tokens + 1 for r in self._queued), default=0)
+        self._reserve(self._num_rows + fresh, longest)
         for request in sorted(self._queued, key=lambda r: (r.sampling.seed, r.session)):
             row = self._sessions[request.session]
             if row < 0:
                 row = self._sessions[request.session] = self._num_rows
                 self._num_rows += 1
             ids = request.ids
-            self._reserve(self._num_rows, len(ids) + request.sampling.max_tokens + 1)
             cached = min(int(self._cached[row]), len(ids) - 1)
             differs = np.flatnonzero(self._tokens[row, :cached] != ids[:cached])
             self._cached[row] = differs[0] if differs.size else cached
@@ -204,12 +206,13 @@ class LocalEngine:
 
     def _reserve(self, rows: int, cells: int) -> None:
         have = self._tokens.shape
-        cells = -(-cells // KEYS_STEP) * KEYS_STEP  # how many are visible must not depend on how many there are
         if rows > have[0] or cells > have[1]:
             grow = (
-                (max(rows, have[0] + have[0] // 2, 8) if rows > have[0] else have[0]),
-                (max(cells, 2 * have[1], 128) if cells > have[1] else have[1]),
+                (max(rows, have[0] * 5 // 4) if rows > have[0] else have[0]),
+                (max(cells, have[1] * 5 // 4) if cells > have[1] else have[1]),
             )
+            # Whole steps: how many cells are visible to a call must not depend on how many there are.
+            grow = grow[0], -(-grow[1] // KEYS_STEP) * KEYS_STEP
             tokens = np.zeros(grow, np.int64)
             tokens[: have[0], : have[1]] = self._tokens
             self._tokens = tokens

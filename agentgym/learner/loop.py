@@ -78,6 +78,11 @@ def credited(episodes: Sequence[Episode], credit: str) -> list[Trajectory | None
         for key in keys[: episode.ledger.num_turns if episode.ledger is not None else 0]:
             owner.append(index)
             state.append(-1 if key is None else labels.setdefault(key, len(labels)))
+    if credit == "same_state" and episodes and not labels.keys() - {"start"} and len(owner) > len(episodes):
+        raise ConfigError(
+            f"credit same_state needs states that trajectories share, but {episodes[0].env_id} names none (state_key() "
+            "is None); use leave_one_out"
+        )
     advantages = get_credit(credit)(
         torch.tensor([e.reward for e in episodes], dtype=torch.float32),
         torch.tensor([e.group for e in episodes]),
