@@ -73,11 +73,11 @@ class _SlotCache(Cache):
                 store[i] = new
 
     @torch.inference_mode()
-    def keep(self, rows: Tensor) -> None:
-        """Move the given rows to the front."""
+    def keep(self, rows: Tensor, cells: int) -> None:
+        """Move the first `cells` cells of the given rows to the front."""
         for store in (self.keys, self.values):
             for tensor in store:
-                tensor[: len(rows)] = tensor[rows]
+                tensor[: len(rows), :, :cells] = tensor[rows, :, :cells]
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object):
         """Write [B, heads, n, width] at this call's rows and positions; return the visible cells of those rows."""
@@ -228,7 +228,7 @@ class LocalEngine:
             return
         held.sort(key=lambda pair: pair[1])
         rows = np.array([row for _, row in held], np.int64)
-        self._cache.keep(torch.from_numpy(rows).to(self.lm.device))
+        self._cache.keep(torch.from_numpy(rows).to(self.lm.device), int(self._cached[rows].max(initial=0)))
         for array in (self._tokens, self._length, self._cached):
             array[: len(rows)] = array[rows]
         self._requests = {new: self._requests[old] for new, (_, old) in enumerate(held) if old in self._requests}
