@@ -7,7 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the machines that run tests are small and shared
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # whoever asks the hub for something has made a mistake
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,19 +154,25 @@ def forward() -> Callable[..., np.ndarray]:
 
 
 @pytest.fixture
-def register_env() -> Callable[[type], str]:
-    """Name an environment class of a test module, which has no importable name."""
+def register_env() -> Iterator[Callable[[type], str]]:
+    """Name an environment class of a test module, which has no importable name, for the length of a test."""
     import gymnasium
 
     from agentgym import register
 
+    names: list[str] = []
+
     def named(cls: type) -> str:
         name = f"test/{cls.__name__}-v0"
-        register(name, f"{cls.__module__}:{cls.__name__}")
-        gymnasium.registry[name].entry_point = cls
+        if name not in names:
+            register(name, f"{cls.__module__}:{cls.__name__}")
+            gymnasium.registry[name].entry_point = cls
+            names.append(name)
         return name
 
-    return named
+    yield named
+    for name in names:
+        del gymnasium.registry[name]
 
 
 @pytest.fixture
