@@ -21,7 +21,7 @@ from agentgym.engines.local import LocalEngine
 from agentgym.env import Observation
 from agentgym.errors import ConfigError
 from agentgym.ledger import IntArray, Ledger, Segment, Source
-from agentgym.messages import Message, assistant, system
+from agentgym.messages import Message, assistant, system, user
 from agentgym.policies.render import Renderer
 from agentgym.syntax import Syntax, get_syntax
 
@@ -139,6 +139,8 @@ class Transcript:
             return [Segment(as_ids(self.ids), Source.OBSERVED, turn)]
         if tools is not None and self.chat.tools != "hidden":
             new = self._offer(new, tools)
+        if not self.renderer.shows_results and any(m["role"] == "tool" for m in new):
+            new = self._spelt(new)
         seen = self.renderer.extend(self._messages, new, self._tools, stopped_by=self._stopped_by)
         self._messages += new
         forks = seen.outcome == "fork"
@@ -173,6 +175,11 @@ class Transcript:
             self._messages = [system(f"{new[0]['content']}\n\n{about}"), *new[1:]]
         else:
             self._messages = [system(about), *new]
+
+    def _spelt(self, new: list[Message]) -> list[Message]:
+        """Results in the user's words, for a template that shows none; all in one message, since most such templates
+        want the roles to alternate."""
+        return [user("\n".join(map(self.syntax.reply, new)))]
 
     def _offer(self, new: list[Message], tools: list[dict]) -> list[Message]:
         """Tools changed in the middle: say so in text, which only appends."""

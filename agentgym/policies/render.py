@@ -109,7 +109,7 @@ class Renderer:
         render: Any = self.tokenizer.apply_chat_template
         try:
             return render(chat, tools=offered, tokenize=False, add_generation_prompt=prompt)
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"the chat template of {self.tokenizer.name_or_path!r} does not render this chat: {error}. "
                 "Use a model whose template takes system, user and assistant messages, or mend its chat_template."
