@@ -62,14 +62,19 @@ class _SlotCache(Cache):
 
     @torch.inference_mode()
     def reserve(self, rows: int, cells: int) -> None:
-        """Make room for at least that many rows and cells."""
-        if rows <= self.shape[0] and cells <= self.shape[1]:
+        """Make room for `rows` rows of `cells` cells. When rows get longer, only those in use are kept: a single long
+        episode must not make the rows of all who have ended as long."""
+        have = self.shape
+        if rows <= have[0] and cells <= have[1]:
             return
-        self.shape = (max(rows, self.shape[0]), max(cells, self.shape[1]))
+        longer = max(cells, have[1] * 5 // 4) if cells > have[1] else have[1]
+        # Whole steps: how many cells are visible to a call must not depend on how many there are.
+        self.shape = rows if cells > have[1] else max(rows, have[0]), -(-longer // KEYS_STEP) * KEYS_STEP
+        kept = min(have[0], self.shape[0])
         for store in (self.keys, self.values):
             for i, old in enumerate(store):
                 new = old.new_zeros(self.shape[0], old.shape[1], self.shape[1], old.shape[3])
-                new[: old.shape[0], :, : old.shape[2]] = old
+                new[:kept, :, : have[1]] = old[:kept]
                 store[i] = new
 
     @torch.inference_mode()
@@ -207,19 +212,15 @@ class LocalEngine:
     def _reserve(self, rows: int, cells: int) -> None:
         have = self._tokens.shape
         if rows > have[0] or cells > have[1]:
-            grow = (
-                (max(rows, have[0] * 5 // 4) if rows > have[0] else have[0]),
-                (max(cells, have[1] * 5 // 4) if cells > have[1] else have[1]),
-            )
-            # Whole steps: how many cells are visible to a call must not depend on how many there are.
-            grow = grow[0], -(-grow[1] // KEYS_STEP) * KEYS_STEP
-            tokens = np.zeros(grow, np.int64)
+            tokens = np.zeros((max(rows, have[0]), max(cells, have[1])), np.int64)
             tokens[: have[0], : have[1]] = self._tokens
             self._tokens = tokens
-            extra_rows = grow[0] - len(self._length)
+            extra_rows = len(tokens) - have[0]
             self._length = np.pad(self._length, (0, extra_rows))
             self._cached = np.pad(self._cached, (0, extra_rows))
-        self._cache.reserve(*self._tokens.shape)
+        if self._num_rows == 0 and self._cache.shape[1] > 2 * cells:
+            self._cache = _SlotCache()  # the last batch had a far longer episode: give its memory back
+        self._cache.reserve(rows, cells)
 
     def _compact(self) -> None:
         """Drop the rows of closed sessions once they are a quarter of the batch."""

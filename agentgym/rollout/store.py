@@ -49,10 +49,11 @@ class Store:
             raise StoreError(f"no run at {self.path}: the file does not exist. `ls runs/` shows the runs there are.")
         if not readonly:
             _refuse_network_disk(self.path)
-        mode = "ro" if readonly else "rwc"
         with self._told():
-            uri = f"file:{self.path.resolve().as_posix()}?mode={mode}"
-            self._db = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=30)
+            self._db = self._connect("mode=ro" if readonly else "mode=rwc")
+            if readonly and not self._is_locked_by_us():
+                self._db.close()
+                self._db = self._connect("mode=ro&immutable=1")
             if not readonly:
                 self._create()
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -61,13 +62,31 @@ class Store:
                 f"{self.path} has schema {version}; this agentgym reads {SCHEMA_VERSION}. Use its version."
             )
 
+    def _connect(self, query: str) -> sqlite3.Connection:
+        uri = f"{self.path.resolve().as_uri()}?{query}"
+        return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=30)
+
+    def _is_locked_by_us(self) -> bool:
+        """Whether a lock can be laid beside the file. Where it cannot, nobody writes: a closed run needs none."""
+        try:
+            self._db.execute("PRAGMA user_version")
+        except sqlite3.OperationalError:
+            if self.path.with_name(f"{self.path.name}-wal").exists():
+                raise  # not closed: the file alone is not all of it
+            return False
+        return True
+
     def _create(self) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version != 0 or self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+            if version == SCHEMA_VERSION:
+                self._db.execute("PRAGMA synchronous=NORMAL")
+            return  # ours already, or another program's: not to be touched
         mode = self._db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
         if mode != "wal":
             raise StoreError(f"{self.path}: this disk cannot do write-ahead logging. Give --output on a local disk.")
         self._db.execute("PRAGMA synchronous=NORMAL")
-        if self._db.execute("PRAGMA user_version").fetchone()[0] == 0:
-            self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+        self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
 
     def add(self, episode: Episode, task: Mapping[str, JSON] | None = None) -> None:
         """Write one finished episode (and the task it was about). Raises StoreError where that attempt is already
@@ -107,8 +126,10 @@ class Store:
         with self._told():
             rows = self._db.execute(query, values).fetchall()
         for row in rows:
-            with self._told():
+            try:
                 yield _from_row(row)
+            except (zlib.error, ValueError, KeyError, TypeError) as error:
+                raise StoreError(f"{self.path} is corrupt: the record of {row[:4]} cannot be read ({error})") from error
 
     def tasks(self) -> dict[str, JSON]:
         """The tasks that stored episodes were about, by id."""
