@@ -51,13 +51,14 @@ class Store:
             _refuse_network_disk(self.path)
         with self._told():
             self._db = self._connect("mode=ro" if readonly else "mode=rwc")
-            if readonly and not self._is_locked_by_us():
+            if readonly and not self._can_lock():
                 self._db.close()
                 self._db = self._connect("mode=ro&immutable=1")
             if not readonly:
                 self._create()
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version != SCHEMA_VERSION:
+            self._db.close()
             raise StoreError(
                 f"{self.path} has schema {version}; this agentgym reads {SCHEMA_VERSION}. Use its version."
             )
@@ -66,7 +67,7 @@ class Store:
         uri = f"{self.path.resolve().as_uri()}?{query}"
         return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=30)
 
-    def _is_locked_by_us(self) -> bool:
+    def _can_lock(self) -> bool:
         """Whether a lock can be laid beside the file. Where it cannot, nobody writes: a closed run needs none."""
         try:
             self._db.execute("PRAGMA user_version")
@@ -78,15 +79,15 @@ class Store:
 
     def _create(self) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version != 0 or self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
-            if version == SCHEMA_VERSION:
-                self._db.execute("PRAGMA synchronous=NORMAL")
-            return  # ours already, or another program's: not to be touched
+        is_new = version == 0 and not self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
+        if not is_new and version != SCHEMA_VERSION:
+            return  # not ours: refused, and not touched
         mode = self._db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
         if mode != "wal":
             raise StoreError(f"{self.path}: this disk cannot do write-ahead logging. Give --output on a local disk.")
         self._db.execute("PRAGMA synchronous=NORMAL")
-        self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+        if is_new:
+            self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
 
     def add(self, episode: Episode, task: Mapping[str, JSON] | None = None) -> None:
         """Write one finished episode (and the task it was about). Raises StoreError where that attempt is already
