@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+import transformers
 import tyro
 
 from agentgym.cli import Interrupted
@@ -47,7 +48,7 @@ class TrainConfig:
     """cpu or cuda."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the weights; below float32 the optimiser keeps float32 masters."""
-    threads: int = 2
+    threads: int = 1
     """CPU threads; fixed, because the last bits depend on it."""
     syntax: str = "hermes"
     """How the model spells tool calls: hermes, xml, react or code."""
@@ -91,6 +92,7 @@ class TrainConfig:
 def main(argv: Sequence[str]) -> int:
     config = _configured(list(argv))
     folder = _folder(config)
+    transformers.utils.logging.disable_progress_bar()  # for files of a megabyte
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(True, warn_only=config.device != "cpu")
     job = Job(config, folder)

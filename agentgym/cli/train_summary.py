@@ -1,0 +1,90 @@
+"""What a training run says of itself: the line per update, the summary's columns, the closing table.
+
+Owns the wording. Pure functions of figures that others have computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def update_line(line: dict[str, Any], updates: int) -> str:
+    """One update on the terminal: what the audit found."""
+    by_horizon = " ".join(f"{h}:{100 * rate:.0f}" for h, rate in line["by_horizon"].items())
+    return (
+        f"update {line['update'] + 1:>4}/{updates}  success {line['success']:6.1%}  [{by_horizon}]  "
+        f"entropy {line.get('entropy', 0):.3f}  kl {line.get('kl_k3', 0):.4f}  "
+        f"clip {line.get('clip_fraction', 0):.3f}  "
+        f"grad {line['grad_norm']:.2f}  mismatch {line['mismatch_mean']:.1e} max {line['mismatch_max']:.1e}  "
+        f"same {line['zero_variance_share']:.0%}  {line['tokens_sampled'] / line['seconds_generate']:,.0f} tok/s"
+    ).replace("[", "\\[")
+
+
+def before_and_after(name: str, interval: str, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    made = {}
+    for when, figures in (("before", before["overall"]), ("after", after["overall"])):
+        made[f"{name}_{when}"] = figures["rate"]
+        made[f"{interval}_{when}"] = [figures["low"], figures["high"]]
+    return made
+
+
+def by_horizon(before: dict[str, Any], after: dict[str, Any], trained: set[int]) -> list[dict[str, Any]]:
+    columns = {
+        "before": before["sampled"], "after": after["sampled"],
+        "greedy_before": before["greedy"], "greedy_after": after["greedy"],
+    }  # fmt: skip
+    points = {name: {p["horizon"]: p for p in figures["points"]} for name, figures in columns.items()}
+    return [
+        {"horizon": h, "trained": h in trained, **{name: found[h] for name, found in points.items() if h in found}}
+        for h in sorted(points["before"])
+    ]
+
+
+def control_figures(progress: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any] | None:
+    if "control" not in progress:
+        return None
+    sampled, greedy = (progress["control"][kind]["overall"] for kind in ("sampled", "greedy"))
+    return {**sampled, "greedy": greedy, "seconds": seconds["control"]}
+
+
+def table(s: dict[str, Any]) -> list[tuple[str, str]]:
+    """The headline figures as a person reads them."""
+
+    def rate(value: float, interval: Sequence[float]) -> str:
+        return f"{100 * value:5.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+    def horizon(h: dict[str, Any] | None) -> str:
+        return "–" if h is None else f"{h['value']:.1f} [{h['low']:.1f}, {h['high']:.1f}]"
+
+    worst = min((p for p in s["by_horizon"] if p["trained"]), key=lambda p: p["after"]["rate"], default=None)
+    rows = [
+        ("success, sampled, before", rate(s["success_before"], s["ci_before"])),
+        ("success, sampled, after", rate(s["success_after"], s["ci_after"])),
+        ("success, greedy, before", rate(s["greedy_before"], s["ci_greedy_before"])),
+        ("success, greedy, after", rate(s["greedy_after"], s["ci_greedy_after"])),
+    ]
+    if worst is not None:
+        rows.append(
+            ("worst trained horizon, after", f"{100 * worst['after']['rate']:5.1f} % (horizon {worst['horizon']})")
+        )
+    rows.append(("50 % horizon, before -> after", f"{horizon(s['h50_before'])} -> {horizon(s['h50_after'])}"))
+    if s["demonstrator"]:
+        d = s["demonstrator"]
+        rows.append(("the demonstrator's own success", rate(d["rate"], (d["low"], d["high"])) + f" of {d['n']}"))
+    if s["control"]:
+        c = s["control"]
+        rows.append(
+            (
+                "control: imitation alone",
+                rate(c["rate"], (c["low"], c["high"]))
+                + f", greedy {100 * c['greedy']['rate']:.1f} %, {c['seconds']:.0f} s",
+            )
+        )
+    rows.append(
+        (
+            "seconds: warm start, RL, evaluation",
+            f"{s['seconds_warm_start']:.0f}, {s['seconds_train']:.0f}, {s['seconds_evaluate']:.0f}; "
+            f"in all {s['seconds_total']:.0f}; peak memory {s['peak_rss_bytes'] / 2**30:.2f} GiB",
+        )
+    )
+    return rows
