@@ -20,12 +20,13 @@ from gymnasium.error import ResetNeeded
 from agentgym.errors import ConfigError, TaskError
 from agentgym.ledger import StopReason
 from agentgym.loop import run_sync
-from agentgym.messages import JSON, Message, ToolCall, clean, system, tool_result, transcript, user
+from agentgym.messages import JSON, Message, ToolCall, assistant, clean, system, tool_result, transcript, user
 from agentgym.rewards import Outcome, Rubric, is_async
 from agentgym.spaces import Action, ActionSpace, Observation, ObservationSpace, as_message, cut
 from agentgym.tasks import Task, TaskSet, nearest
 from agentgym.tools import Tool, ToolError, as_text, tools_of, unknown_tool
 
+GIVE_UP = 0.5  # chance of the demonstrator that every environment with a gold has
 MAX_CALLS = 16  # of one message that are run; the rest are answered with an error
 T = TypeVar("T")
 Begun = tuple[Observation, dict[str, Any]]
@@ -163,8 +164,9 @@ class AgentEnv(gymnasium.Env[Observation, Action]):
         return solution[self.num_turns] if solution is not None and self.num_turns < len(solution) else None
 
     def demonstrate(self, rng: np.random.Generator) -> Any:
-        """The next message of a weak scripted demonstrator, with chance from `rng` only; None where there is none."""
-        return None
+        """The next message of a deliberately weak demonstrator, with chance from `rng` only: here gold's, or giving up
+        with chance one half before each. None where there is none."""
+        return assistant("I give up.") if rng.random() < GIVE_UP else self.gold()
 
     def state_key(self) -> str | None:
         """A name shared by states that are equal for credit; None where no two are known to be."""

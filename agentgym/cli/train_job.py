@@ -184,6 +184,7 @@ class Job:
         config = self.config
         horizons = horizons or config.test_horizon or config.horizon or None
         found: dict[str, Any] = {}
+        run_sync(self.engine.push(self.learner.version))
         with self._timed("evaluate"):
             for name, policy in ((phase, self.policy), (f"{phase}-greedy", self.policy.at(0.0))):
                 self.store.reopen(name, from_update=0)  # which episodes share a batch must not depend on a kill
@@ -220,10 +221,8 @@ class Job:
         self.lm.model.load_state_dict(model.state_dict())
         with self._timed("control"):
             self._imitate(ledgers, config.control_steps, "control")
-        run_sync(self.engine.push(self.engine.version))
         self.progress["control"] = self._evaluate("control", sorted(self._trained()))
         self.lm.model.load_state_dict(ours)
-        run_sync(self.engine.push(self.engine.version))
 
     # -- summary ------------------------------------------------------------------------------------------------------
 
@@ -266,7 +265,7 @@ class Job:
             "seconds_evaluate": seconds.get("evaluate", 0.0),
             "seconds_control": seconds.get("control", 0.0),
             "seconds_total": sum(seconds.values()) + train_s,
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_rss_bytes": p["peak_rss_bytes"],
             "tokens_per_second": tokens / train_s if train_s else 0.0,
             "versions": versions(),
             "config": as_dict(config),
@@ -299,6 +298,8 @@ class Job:
         return {h for _, task in split.take(min(24, len(split))) if (h := task.horizon) is not None}
 
     def _save(self, done: int) -> None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.progress["peak_rss_bytes"] = max(peak, self.progress.get("peak_rss_bytes", 0))
         self.checkpoints.save(self.learner, done, self.progress)
 
     @contextmanager

@@ -39,9 +39,10 @@ def test_a_script_of_messages_texts_and_functions_is_followed_and_then_ends(door
     assert play(door, Scripted(["open"]), seed=0).actions == [assistant("open")]
 
 
-def test_a_missing_demonstrator_is_named(door):
-    with pytest.raises(ConfigError, match=r"DoorEnv.demonstrate\(\) has nothing to say on turn 0"):
-        play(door, builtin("demonstrator"), seed=0)
+def test_where_the_author_wrote_no_demonstrator_gold_gives_up_half_the_time(door):
+    episodes = [play(door, builtin("demonstrator"), seed=seed, task=seed) for seed in range(400)]
+    rate = sum(sum(e.rewards) for e in episodes) / 400
+    assert 0.15 < rate < 0.35  # 1/4 for two messages, 5 standard errors either way
 
 
 def test_an_unknown_policy_names_the_nearest():
