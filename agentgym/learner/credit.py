@@ -47,7 +47,10 @@ def same_state(rewards: Tensor, groups: Tensor, valid: Tensor, owner: Tensor, st
     What no choice can change any more earns nothing: behind an irrecoverable error all who pass fail alike. rewards,
     groups, valid [B] as in `outcome_mean`; owner [M] int64, the trajectory of each turn; state [M] int64 labels, -1
     where the environment names none -> [M] float32. A trajectory votes once per state, however often it returns."""
+    advantages = torch.zeros(len(state), dtype=rewards.dtype, device=rewards.device)
     known = (state >= 0) & valid[owner]
+    if not known.any():
+        return advantages
     labels = torch.stack([groups[owner], state], dim=1)
     _, place = labels.unique(dim=0, return_inverse=True)
     visits = torch.stack([place, owner], dim=1)[known]
@@ -55,7 +58,6 @@ def same_state(rewards: Tensor, groups: Tensor, valid: Tensor, owner: Tensor, st
     earned = leave_one_out(
         rewards[votes[:, 1]], votes[:, 0], torch.ones(len(votes), dtype=torch.bool, device=rewards.device)
     )
-    advantages = torch.zeros(len(state), dtype=rewards.dtype, device=rewards.device)
     advantages[known] = earned[which]
     return advantages
 

@@ -25,6 +25,11 @@ class TokenBatch:
     turn_index: Tensor  # int64
     trajectory_index: Tensor  # int64
 
+    def inside(self, values: Tensor) -> Tensor:
+        """The values, and 0 outside `loss_mask`: before anything is computed of them, so that no gradient of what lies
+        outside is 0 * NaN."""
+        return torch.where(self.loss_mask, values, 0.0)
+
 
 Metrics = dict[str, Tensor]  # each a sum over the tokens of loss_mask
 Objective = Callable[..., tuple[Tensor, Metrics]]
@@ -32,15 +37,16 @@ Objective = Callable[..., tuple[Tensor, Metrics]]
 
 def reinforce(tokens: TokenBatch) -> tuple[Tensor, Metrics]:
     """-A log p (Williams 1992). Right only for tokens sampled under the weights being trained."""
-    return -tokens.advantage * tokens.logp, {}
+    return -tokens.inside(tokens.advantage) * tokens.inside(tokens.logp), {}
 
 
 def ppo_clip(tokens: TokenBatch, *, clip_low: float = 0.2, clip_high: float = 0.28) -> tuple[Tensor, Metrics]:
     """-min(r A, clip(r, 1 - low, 1 + high) A) with r = p / p_behaviour as recorded (Schulman et al. 2017, eq. 7;
     two bounds: DAPO, Yu et al. 2025, eq. 10)."""
-    ratio = (tokens.logp - tokens.behaviour_logp).exp()
-    free = ratio * tokens.advantage
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * tokens.advantage
+    ratio = tokens.inside(tokens.logp - tokens.behaviour_logp).exp()
+    advantage = tokens.inside(tokens.advantage)
+    free = ratio * advantage
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * advantage
     is_clipped = (clipped < free).float()
     return -torch.minimum(free, clipped), {"clip_fraction": is_clipped.detach()}
 
