@@ -5,6 +5,8 @@ it is used), and the refusal of models whose cache is not the standard one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,19 @@ class CausalLM:
         if self._backbone is None:
             return self.model(**inputs).logits
         return self._backbone(**inputs).last_hidden_state
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Without dropout, in which a learner would score another policy than the one that sampled; afterwards every
+        module is in its own mode again."""
+        training = [module for module in self.model.modules() if module.training]
+        if training:
+            self.model.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [..., width] -> logits [..., vocabulary] in float32."""

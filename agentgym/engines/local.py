@@ -280,18 +280,12 @@ class LocalEngine:
     @torch.inference_mode()
     def _decode(self) -> list[tuple[int, FinishReason]]:
         """Step until a request ends or a new one has come. Runs in the engine's thread."""
-        training = [module for module in self.lm.model.modules() if module.training]
-        if training:
-            self.lm.model.eval()
-        try:
+        with self.lm.evaluating():
             self._prefill()
             while True:
                 finished = self._step()
                 if finished or self._queued or self._dropped:
                     return finished
-        finally:
-            for module in training:
-                module.training = True
 
     def _prefill(self) -> None:
         """Feed all but the last pending token of every row that has many, in right-padded chunks."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from agentgym.engines.causal import CausalLM
 from agentgym.errors import ConfigError
+from agentgym.learner.audit import AuditError
 from agentgym.learner.head import logp_and_entropy
 from agentgym.learner.objectives import Metrics, TokenBatch, drift, get_objective, ppo_clip, sft
 from agentgym.learner.pack import Part, Trajectory, padded
@@ -93,20 +94,19 @@ class Learner:
                 p.grad = None
         sums: dict[str, Tensor] = {}
         worst = 0.0
-        was_training = self.lm.model.training
-        self.lm.model.train()
-        for part in padded(used, max_tokens=self.config.microbatch_tokens):
-            found = self._accumulate(part.to(self.lm.device), config, divisor, counts, temperature)
-            worst = max(worst, float(found.pop("mismatch_max", 0.0)))
-            for name, value in found.items():
-                sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value
-        self.lm.model.train(was_training)
-        norm = self._apply() if used else 0.0
+        with self.lm.evaluating():
+            for part in padded(used, max_tokens=self.config.microbatch_tokens):
+                found = self._accumulate(part.to(self.lm.device), config, divisor, counts, temperature)
+                worst = max(worst, float(found.pop("mismatch_max", 0.0)))
+                for name, value in found.items():
+                    sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value
+        norm = self._apply() if sums else 0.0
         self.version += 1
-        count = max(1.0, float(sums.pop("tokens", torch.zeros(()))))
+        trained = float(sums.pop("tokens", torch.zeros(())))
+        count = max(1.0, trained)
         figures = {name: float(value) / count for name, value in sums.items() if name != "loss"}
         figures |= {"loss": float(sums.get("loss", torch.zeros(()))) / divisor, "grad_norm": norm}
-        return figures | {"tokens_trained": count if used else 0.0, "mismatch_max": worst}
+        return figures | {"tokens_trained": trained, "mismatch_max": worst}
 
     def _accumulate(
         self, part: Part, config: ObjectiveConfig | None, divisor: float, counts: Tensor, temperature: float
@@ -130,12 +130,19 @@ class Learner:
         return {k: masked_sum(v, mask) for k, v in metrics.items()}
 
     def _apply(self) -> float:
-        """Clip, step, and (for low-precision weights) round the float32 masters into the model. -> gradient norm."""
+        """Clip, step, and (for low-precision weights) round the float32 masters into the model. -> gradient norm.
+
+        Raises AuditError where the gradient is not finite: one such step would leave no weight that is a number."""
         for p, master in zip(self._params, self._masters, strict=True):
             if master is not p:
                 master.grad = None if p.grad is None else p.grad.float()
                 p.grad = None
         norm = nn.utils.clip_grad_norm_(self._masters, self.config.clip_norm)
+        if not norm.isfinite():
+            raise AuditError(
+                f"the gradient is {float(norm)}: a weight is no number, or a ratio of probabilities overflowed. The "
+                "weights are as they were; go on from the last checkpoint with a lower --lr."
+            )
         scale = self._schedule()
         for optimizer, rates in zip(self._optimizers, self._rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
