@@ -318,9 +318,9 @@ class Job:
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
         )
-        with Progress(
-            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console, transient=True
-        ) as bar:
+        columns += (TimeElapsedColumn(), TimeRemainingColumn())
+        is_terminal = self.console.is_terminal
+        with Progress(*columns, console=self.console, transient=True, disable=not is_terminal) as bar:
             task = bar.add_task(name, total=total, completed=done, note="")
 
             def advance(note: str = "", *, at: int | None = None, total: int | None = None) -> None:
@@ -329,7 +329,7 @@ class Job:
                 bar.update(task, completed=at, total=total, note=note)
 
             yield advance
-        if not self.console.is_terminal:
+        if not is_terminal:
             self.console.print(f"{name}: done")
 
 
