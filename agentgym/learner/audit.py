@@ -75,10 +75,13 @@ def refuse_mismatch(figures: dict[str, float], limit: float) -> None:
 
 
 def _zero_variance_share(episodes: Sequence[Episode]) -> float:
-    """Share of groups whose members all got the same reward: they teach nothing."""
+    """Share of groups whose members all got the same reward: they teach nothing. Groups that lost a member are not
+    among them."""
+    lost = {episode.group for episode in episodes if not episode.counts}
     by_group: dict[int, set[float]] = {}
     for episode in episodes:
-        by_group.setdefault(episode.group, set()).add(episode.reward)
+        if episode.group not in lost:
+            by_group.setdefault(episode.group, set()).add(episode.reward)
     return sum(len(seen) == 1 for seen in by_group.values()) / max(1, len(by_group))
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -52,11 +51,14 @@ class Checkpoints:
         if not paths:
             return None
         try:
+            with zipfile.ZipFile(paths[-1]) as file:
+                if damaged := file.testzip():  # torch reads past a wrong checksum
+                    raise ValueError(f"{damaged} is damaged")
             state = torch.load(paths[-1], map_location="cpu", weights_only=True)
             learner.load_state_dict(state["learner"])
             torch.set_rng_state(state["torch_rng"])
             return state["update"], state["progress"]
-        except (RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        except Exception as error:  # a broken file breaks in as many ways as there are bytes
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ConfigError(
                 f"checkpoint {paths[-1]} cannot be read ({reason}). Delete it: --resume then takes the one before, "
