@@ -1,0 +1,325 @@
+"""The loop on a real environment, engine and store: resumed to the bit, stopped by its audit, nothing twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from agentgym import AgentEnv, Rubric, Task, TaskSet
+from agentgym.engines.local import LocalEngine
+from agentgym.errors import ConfigError, InfrastructureError
+from agentgym.learner.audit import AuditError
+from agentgym.learner.checkpoint import Checkpoints, weights_hash
+from agentgym.learner.loop import LoopConfig, credited, plan, train
+from agentgym.learner.metrics import MetricsLog, read_metrics
+from agentgym.learner.update import Learner, ObjectiveConfig, OptimizerConfig
+from agentgym.ledger import Episode
+from agentgym.loop import run_sync
+from agentgym.policies.local import ChatFormat, LocalPolicy
+from agentgym.policies.render import Renderer
+from agentgym.rollout.driver import Driver
+from agentgym.rollout.store import Store
+
+CONFIG = LoopConfig(updates=4, groups=4, group_size=4, minibatches=2, checkpoint_every=2)
+
+
+class Letters(AgentEnv):
+    """Three turns; what is said in the first decides the state, and letters are rewarded."""
+
+    tasks = TaskSet({"train": [Task(f"Say {i}.", i, metadata={"horizon": 1 + i % 2}) for i in range(40)]})
+    rubric = Rubric(letters=lambda outcome: sum(map(str.isalpha, _said(outcome))) / max(1, len(_said(outcome))))
+    max_turns, blocking = 3, False
+    broken: ClassVar[set[int]] = set()
+
+    def setup(self) -> None:
+        if self.task.answer in self.broken:
+            raise InfrastructureError("the container is gone")
+
+    def respond(self, message: Any) -> str:
+        return f"{len(message['content'])} letters."
+
+    def state_key(self) -> str:
+        return str(len(self.messages[1]["content"]) % 3)
+
+
+def _said(outcome: Any) -> str:
+    return "".join(m["content"] for m in outcome.messages if m["role"] == "assistant")
+
+
+@dataclass
+class Run:
+    """All that one process has, over a folder that outlives it."""
+
+    folder: Path
+    lm: Any
+    tokenizer: Any
+    env_id: str
+    config: LoopConfig = CONFIG
+    learner_class: type[Learner] = Learner
+
+    def __post_init__(self) -> None:
+        self.store = Store(self.folder / "run.sqlite")
+        self.engine = LocalEngine(self.lm)
+        renderer = Renderer(self.tokenizer)
+        self.policy = LocalPolicy(self.engine, renderer, chat=ChatFormat(tools="hidden"), max_tokens=40)
+        stops = tuple(range(0, len(self.tokenizer), 4))  # most replies end before they are cut
+        self.policy.sampling = replace(self.policy.sampling, stop_ids=stops)
+        steps = self.config.updates * self.config.minibatches
+        self.learner = self.learner_class(self.lm, OptimizerConfig(lr=1e-3), total_steps=steps)
+        self.driver = Driver(self.env_id, self.policy, run="train", store=self.store, retries=0)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints")
+
+    async def go(self, on_update: Any = None) -> None:
+        done, progress = self.checkpoints.load(self.learner) or (0, {})
+        self.store.reopen("train", from_update=done)
+        metrics = MetricsLog(self.folder / "metrics.jsonl", updates_done=done)
+        await train(
+            Letters.tasks.split("train"), self.driver, self.policy, self.learner, self.config, ObjectiveConfig(),
+            seed=3, start=done, checkpoints=self.checkpoints, metrics=metrics, progress=progress, on_update=on_update,
+        )  # fmt: skip
+
+    def end(self) -> tuple[str, list[tuple], list[dict[str, Any]]]:
+        """Close, and what came of it: weights, episodes, and the metrics that are not times."""
+        self.driver.close()
+        self.engine.shutdown()
+        episodes = sorted((e.key, e.reward, e.ledger.fingerprint()) for e in self.store.episodes())
+        self.store.close()
+        lines = [
+            {k: v for k, v in r.items() if "seconds" not in k} for r in read_metrics(self.folder / "metrics.jsonl")
+        ]
+        return weights_hash(self.lm), episodes, lines
+
+
+@pytest.fixture
+def run(load, tokenizer, register_env, tmp_path):
+    Letters.broken.clear()
+
+    def started(name: str = "run", **options: Any) -> Run:
+        (tmp_path / name).mkdir(exist_ok=True)
+        return Run(tmp_path / name, load("llama"), tokenizer, register_env(Letters), **options)
+
+    return started
+
+
+class Stop(Exception):
+    pass
+
+
+# -- resumed -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def uninterrupted(run) -> tuple:
+    whole = run("whole")
+    run_sync(whole.go())
+    return whole.end()
+
+
+@pytest.mark.parametrize("stops_after", [1, 2, 3])
+def test_trap_47_a_run_stopped_between_updates_goes_on_bit_for_bit(run, uninterrupted, stops_after):
+    def stop(line: dict[str, Any]) -> None:
+        if line["update"] + 1 == stops_after:
+            raise Stop
+
+    first = run()
+    with pytest.raises(Stop):
+        run_sync(first.go(stop))
+    assert len(first.end()[2]) == stops_after
+    second = run()
+    run_sync(second.go())
+    assert second.end() == uninterrupted
+
+
+def test_trap_46_a_run_stopped_in_mid_update_plays_it_again_whole(run, uninterrupted):
+    first = run()
+
+    async def cut_short() -> None:
+        going = asyncio.ensure_future(first.go())
+        while not {update for update, *_ in first.store.keys("train")} >= {0, 1}:
+            await asyncio.sleep(0)
+        going.cancel()
+        await asyncio.wait([going])
+
+    run_sync(cut_short())
+    weights, episodes, lines = first.end()
+    assert 16 < len(episodes) < 32  # of update 1, some were finished
+    assert len(lines) == 1
+    second = run()
+    run_sync(second.go())
+    assert second.end() == uninterrupted
+    assert weights != uninterrupted[0]
+    assert Counter(key[1] for key, *_ in uninterrupted[1]) == dict.fromkeys(range(4), 16)  # none lost, none twice
+
+
+class Tripping(Learner):
+    """Fails at its fourth step: between the two of an update."""
+
+    def step(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        if self.version == 3:
+            raise Stop
+        return super().step(*args, **kwargs)
+
+
+def test_trap_46_half_an_update_is_never_saved(run, uninterrupted):
+    first = run(learner_class=Tripping)
+    with pytest.raises(Stop):
+        run_sync(first.go())
+    assert first.learner.version == 3
+    first.end()
+    second = run()
+    run_sync(second.go())
+    assert second.end() == uninterrupted
+
+
+def test_the_same_seed_gives_the_same_run(run, uninterrupted):
+    again = run("again")
+    run_sync(again.go())
+    assert again.end() == uninterrupted
+
+
+def test_a_finished_run_that_is_resumed_does_nothing(run, uninterrupted):
+    again = run("whole")
+    run_sync(again.go())
+    assert again.end() == uninterrupted
+
+
+# -- what an update is -------------------------------------------------------------------------------------------------
+
+
+def test_trap_21_every_token_is_sampled_under_the_weights_it_trains(run, uninterrupted):
+    _, episodes, lines = uninterrupted
+    for (_, update, *_), _, segments in episodes:
+        versions = {version for *_, version, _, logprobs in segments if logprobs is not None}
+        assert versions == {2 * update}  # two optimiser steps per update
+    for line in lines:
+        assert list(line["staleness"]) == ["0"]
+        assert line["mismatch_max"] < 1e-4
+        assert line["coverage"] == 1.0
+        assert line["episodes"] == 16
+    assert [line["update"] for line in lines] == [0, 1, 2, 3]
+    assert any(line["kl_k3"] > 0 for line in lines)  # the second step's data are a step old
+
+
+def test_a_few_updates_teach_a_random_model(run):
+    config = LoopConfig(updates=24, groups=8, group_size=6, minibatches=1, checkpoint_every=100)
+    learning = run(config=config)
+    learning.policy.sampling = replace(learning.policy.sampling, max_tokens=3, stop_ids=())
+    run_sync(learning.go())
+    rewards = [line["reward_mean"] for line in learning.end()[2]]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
+
+
+@pytest.mark.parametrize("credit", ["leave_one_out", "grpo", "outcome_mean", "same_state"])
+@pytest.mark.parametrize("objective", ["ppo_clip", "reinforce"])
+def test_every_credit_goes_with_every_objective(run, credit, objective):
+    made = run(f"{credit}-{objective}", config=replace(CONFIG, updates=1, credit=credit))
+    before = weights_hash(made.lm)
+    run_sync(made.go())
+    weights, _, (line,) = made.end()
+    assert weights != before
+    assert 0 < line["tokens_trained"] <= line["tokens_sampled"]
+
+
+@pytest.mark.parametrize("credit", ["leave_one_out", "same_state"])
+def test_trap_41_an_update_whose_groups_are_all_lost_teaches_nothing_and_goes_on(run, credit):
+    Letters.broken.update(range(4))  # the tasks of update 0
+    made = run(config=replace(CONFIG, updates=2, credit=credit))
+    seen: list[str] = [weights_hash(made.lm)]
+    run_sync(made.go(lambda _: seen.append(weights_hash(made.lm))))
+    _, _, (lost, fine) = made.end()
+    assert seen[0] == seen[1] != seen[2]
+    assert (lost["coverage"], lost["tokens_trained"], lost["failures"]) == (0.0, 0, {"infrastructure": 16})
+    assert fine["coverage"] == 1.0
+    assert fine["tokens_trained"] > 0
+
+
+def test_trap_41_a_lost_group_leaves_the_others_as_they_are(run):
+    Letters.broken.add(1)
+    made = run(config=replace(CONFIG, updates=1))
+    run_sync(made.go())
+    _, episodes, (line,) = made.end()
+    assert line["coverage"] == 12 / 16
+    assert len(episodes) == 16  # lost ones are recorded as such
+
+
+# -- what stops it -----------------------------------------------------------------------------------------------------
+
+
+def test_a_mismatch_beyond_the_limit_stops_the_run(run):
+    made = run(config=replace(CONFIG, max_mismatch=1e-12))
+    with pytest.raises(AuditError, match="limit 1e-12"):
+        run_sync(made.go())
+    assert [line["update"] for line in made.end()[2]] == [0]
+
+
+class Hotter(Learner):
+    """Scores at another temperature than the policy's."""
+
+    def step(self, *args: Any, temperature: float = 1.0) -> dict[str, float]:
+        return super().step(*args, temperature=temperature + 0.3)
+
+
+def test_trap_18_another_temperature_in_the_learner_stops_the_run(run):
+    made = run(learner_class=Hotter)
+    with pytest.raises(AuditError, match="another temperature"):
+        run_sync(made.go())
+    made.end()
+
+
+# -- the plan ----------------------------------------------------------------------------------------------------------
+
+
+def test_consecutive_updates_take_consecutive_tasks_and_wrap_around():
+    split, config = Letters.tasks.split("train"), LoopConfig(groups=12, group_size=3)
+    plans = [plan(split, config, update=update, seed=0) for update in range(4)]
+    ids = [split.id(i) for i in range(40)]
+    groups = [[slots[i].task_id for i in range(0, 36, 3)] for slots in plans]
+    assert groups[0] == ids[:12]
+    assert groups[2] == ids[24:36]
+    assert groups[3] == ids[36:40] + ids[:8]
+    for slots in plans:
+        assert [(s.group, s.attempt) for s in slots] == [(g, k) for g in range(12) for k in range(3)]
+
+
+def test_a_group_shares_task_and_seed_and_no_two_groups_or_updates_share_a_seed():
+    split, config = Letters.tasks.split("train"), LoopConfig(groups=40, group_size=2)
+    plans = [plan(split, config, update=update, seed=seed) for seed in range(2) for update in range(2)]
+    for slots in plans:
+        assert all(a.seed == b.seed and a.task_id == b.task_id for a, b in zip(slots[::2], slots[1::2], strict=True))
+    seeds = [slot.seed for slots in plans for slot in slots[::2]]
+    assert len(set(seeds)) == 160
+    assert plans[0] == plan(split, config, update=0, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fault"),
+    [
+        ({"group_size": 1}, "group_size is 1; a group of one has no baseline"),
+        ({"groups": 0}, "groups is 0; give at least 1"),
+        ({"updates": -1}, "updates is -1"),
+        ({"minibatches": 0}, "minibatches is 0"),
+        ({"checkpoint_every": 0}, "checkpoint_every is 0"),
+        ({"groups": 2, "minibatches": 3}, "minibatches 3 above groups 2"),
+        ({"credit": "luck"}, "no credit 'luck'; there are leave_one_out"),
+    ],
+)
+def test_a_loop_that_cannot_be_is_refused(wrong, fault):
+    with pytest.raises(ConfigError, match=fault):
+        LoopConfig(**wrong)
+
+
+def test_same_state_without_states_says_what_to_use(run):
+    made = run(config=replace(CONFIG, updates=1))
+    run_sync(made.go())
+    nameless: list[Episode] = [
+        replace(e, turns=tuple(replace(turn, state_key=None) for turn in e.turns)) for e in made.store.episodes()
+    ]
+    made.end()
+    with pytest.raises(ConfigError, match=r"same_state needs states .* use leave_one_out"):
+        credited(nameless, "same_state")
+    assert credited(nameless, "leave_one_out")
