@@ -14,7 +14,7 @@ class AgentGymError(Exception):
     """Base of every error that the library raises on purpose; the message names the value and the fix."""
 
 
-class ConfigError(AgentGymError, ValueError):
+class ConfigError(AgentGymError):
     """The user's setting, path or id cannot be used."""
 
 

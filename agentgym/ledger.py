@@ -163,6 +163,8 @@ class Ledger:
 
     def rows(self) -> list[Row]:
         """The token sequences: one, and one more per fork."""
+        if not self._segments:
+            return []
         starts = [i for i, s in enumerate(self._segments) if i == 0 or s.forks]
         return [_row(self._segments[a:b]) for a, b in zip(starts, [*starts[1:], len(self)], strict=True)]
 

@@ -6,6 +6,7 @@ train_job.py's."""
 from __future__ import annotations
 
 import inspect
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from agentgym.cli import Interrupted
 from agentgym.cli.options import from_toml, parse, settings, to_toml
 from agentgym.cli.train_job import Job
 from agentgym.cli.versions import versions
+from agentgym.engines.base import Sampling
 from agentgym.errors import ConfigError
 from agentgym.learner.loop import LoopConfig
 from agentgym.learner.scratch import ScratchConfig
@@ -50,8 +52,8 @@ class TrainConfig:
     """Type of the weights; below float32 the optimiser keeps float32 masters."""
     threads: int = 1
     """CPU threads; fixed, because the last bits depend on it."""
-    syntax: str = "hermes"
-    """How the model spells tool calls: hermes, xml, react or code."""
+    syntax: str | None = None
+    """How the model spells tool calls: hermes, xml, react or code; without it what the model was taught, or hermes."""
     temperature: float = 1.0
     """Sampling temperature, in rollouts and in the sampled evaluation."""
     max_tokens: int = 256
@@ -69,7 +71,7 @@ class TrainConfig:
     set: tuple[str, ...] = ()
     """More arguments of the environment, name=JSON: --set difficulty=1."""
     control_steps: int = 0
-    """Imitation steps of the control: the warm start continued for as long instead of reinforcement; 0 for none."""
+    """Imitation steps of the control: the same start, imitation alone and no reinforcement; 0 for none."""
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
     warm: WarmStartConfig = field(default_factory=WarmStartConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -77,11 +79,26 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        if self.threads < 1 or self.eval_limit < 1:
-            raise ConfigError("threads and eval_limit are at least 1")
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
+        for name, low in (
+            ("threads", 1),
+            ("eval_limit", 1),
+            ("concurrency", 1),
+            ("eval_start", 0),
+            ("control_steps", 0),
+        ):
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give at least {low}")
+        if self.temperature == 0:
+            raise ConfigError("temperature is 0; training needs samples that differ, give a number above 0")
+        Sampling(0, self.max_tokens, self.temperature)
+        if self.device != "cpu" and not self.device.startswith("cuda"):
+            raise ConfigError(f"device {self.device!r} is unknown; use cpu or cuda")
+        if self.device != "cpu" and not torch.cuda.is_available():
             raise ConfigError(f"device {self.device!r}: torch {torch.__version__} sees no GPU; use --device cpu")
-        get_syntax(self.syntax)
+        if self.model is None and not self.warm.warm_steps:
+            raise ConfigError("warm_steps is 0: a model that starts from scratch must imitate first; or give --model")
+        if self.syntax is not None:
+            get_syntax(self.syntax)
 
     def env_kwargs(self, **more: Any) -> dict[str, Any]:
         """Arguments the environment is made with."""
@@ -95,13 +112,12 @@ def main(argv: Sequence[str]) -> int:
     transformers.utils.logging.disable_progress_bar()  # for files of a megabyte
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(True, warn_only=config.device != "cpu")
-    job = Job(config, folder)
+    again = shlex.join(["agentgym", "train", config.env, "--output", str(folder), "--resume"])
     try:
-        job.run()
+        with Job(config, folder) as job:
+            job.run()
     except KeyboardInterrupt:
-        raise Interrupted(f"Saved. Go on with: agentgym train {config.env} --output {folder} --resume") from None
-    finally:
-        job.close()
+        raise Interrupted(f"What was finished is saved. Go on with: {again}") from None
     return 0
 
 
@@ -109,9 +125,16 @@ def _configured(argv: list[str]) -> TrainConfig:
     """Flags over the environment's train.toml (or --config, or the resumed run's own)."""
     config = parse(TrainConfig, argv, "agentgym train", EXAMPLE)
     if config.resume:
+        if any(a.split("=")[0] == "--config" for a in argv):
+            raise ConfigError("--resume goes on with the run's own config.toml; leave --config out")
         folder = config.output or _newest(config.env)
-        saved = from_toml(TrainConfig, folder / "config.toml")
-        given = parse(TrainConfig, [*argv, "--config", str(folder / "config.toml")], "agentgym train", EXAMPLE)
+        path = folder / "config.toml"
+        if not path.is_file():
+            raise ConfigError(f"--resume: there is no run in {folder}; leave --resume out to begin one")
+        if "[versions]" not in path.read_text("utf-8", "replace"):  # written last
+            raise ConfigError(f"{path} is cut short, so its settings are not known; restore it or start a new run")
+        saved = from_toml(TrainConfig, path)
+        given = parse(TrainConfig, [*argv, "--config", str(path)], "agentgym train", EXAMPLE)
         for f in fields(TrainConfig):
             if f.name not in ("resume", "output") and getattr(given, f.name) != getattr(saved, f.name):
                 raise ConfigError(
@@ -143,15 +166,24 @@ def _folder(config: TrainConfig) -> Path:
     folder = config.output
     if config.resume and folder is not None:
         return folder
-    if folder is None:
-        taken = [
-            int(p.name.rpartition("-")[2])
-            for p in Path("runs").glob(f"{_stem(config.env)}-*")
-            if p.name.rpartition("-")[2].isdigit()
-        ]
-        folder = Path("runs") / f"{_stem(config.env)}-{max(taken, default=0) + 1}"
-    if (folder / "config.toml").exists():
+    folder = _numbered(config.env) if folder is None else folder
+    if any((folder / "checkpoints").glob("update-*.pt")):
         raise ConfigError(f"{folder} holds a run already: add --resume to go on with it, or choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.toml").write_text(to_toml(replace(config, resume=False), versions()), "utf-8")
+    aside = folder / "config.tmp"
+    aside.write_text(to_toml(replace(config, resume=False), versions()), "utf-8")
+    aside.replace(folder / "config.toml")
     return folder
+
+
+def _numbered(env: str) -> Path:
+    """runs/<name>-<n>, made here: two starts at once get two folders."""
+    number = 1
+    while True:
+        folder = Path("runs") / f"{_stem(env)}-{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return folder

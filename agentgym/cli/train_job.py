@@ -5,13 +5,16 @@ viewer/. A finished phase is kept in the checkpoint, so that a resumed run repea
 
 from __future__ import annotations
 
+import fcntl
 import json
 import resource
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -21,7 +24,8 @@ from agentgym.cli.train_summary import before_and_after, by_horizon, control_fig
 from agentgym.cli.versions import versions
 from agentgym.engines.causal import CausalLM, load_model, load_tokenizer
 from agentgym.engines.local import LocalEngine
-from agentgym.errors import ConfigError
+from agentgym.env import AgentEnv
+from agentgym.errors import ConfigError, InfrastructureError
 from agentgym.evaluation.horizon import half_horizon
 from agentgym.evaluation.intervals import wilson
 from agentgym.evaluation.run import Evaluation, evaluate
@@ -55,6 +59,7 @@ class Job:
         self.config = config
         self.folder = folder
         self.console = Console(stderr=False, highlight=False)
+        self._lock = _lock(folder)
         self.store = Store(folder / "run.sqlite")
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.progress: dict[str, Any] = {}
@@ -95,12 +100,21 @@ class Job:
         if hasattr(self, "engine"):
             self.engine.shutdown()
         self.store.close()
+        self._lock.close()
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # -- phases -----------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> list[Ledger]:
         """Model, tokenizer, engine and policy; and the demonstrations, where the model is to imitate."""
-        config, chat = self.config, ChatFormat(self.config.syntax)
+        config, chat = self.config, ChatFormat(self.config.syntax or "hermes")
+        if config.loop.credit == "same_state" and not self._names_states():
+            raise ConfigError(f"credit same_state needs state_key(), which {config.env} lacks; use leave_one_out")
         episodes: list[Episode] = []
         if config.warm.warm_steps and (config.model is None or config.warm.imitate_always):
             with self._timed("demonstrations"):
@@ -108,15 +122,17 @@ class Job:
         if config.model is None:
             if not episodes:
                 raise ConfigError(f"{config.env} has no demonstrator to imitate; give --model, a model that can speak")
-            chat = ChatFormat(config.syntax, tools="hidden")
-            tokenizer = scratch_tokenizer(_texts(episodes, config.syntax), vocabulary=config.scratch.vocabulary)
+            chat = ChatFormat(config.syntax or "hermes", tools="hidden")
+            tokenizer = scratch_tokenizer(_texts(episodes, chat.syntax), vocabulary=config.scratch.vocabulary)
             model: Any = scratch_model(tokenizer, config.scratch, seed=derive_seed(config.seed, "weights"))
             model = model.to(config.device)
         else:
             tokenizer = load_tokenizer(config.model)
             model = load_model(config.model, device=config.device, dtype=config.dtype)
-            if (saved := ChatFormat.load(config.model)) != ChatFormat():
-                chat = saved
+            chat = ChatFormat.load(config.model)
+            if config.syntax is not None and config.syntax != chat.syntax and chat != ChatFormat():
+                raise ConfigError(f"--syntax {config.syntax}: {config.model} was taught {chat.syntax}; leave it out")
+            chat = replace(chat, syntax=config.syntax or chat.syntax)
         self.chat = chat
         self.lm = CausalLM(model)
         self.engine = LocalEngine(self.lm)
@@ -124,6 +140,7 @@ class Job:
         self.policy = LocalPolicy(
             self.engine, self.renderer, chat=chat, temperature=config.temperature, max_tokens=config.max_tokens
         )
+        self._initial = {k: v.clone() for k, v in model.state_dict().items()} if config.control_steps else {}
         self.learner = self._new_learner()
         tools = self._tools()
         return [written_ledger(e, self.renderer, chat, tools) for e in episodes]
@@ -135,9 +152,14 @@ class Job:
         if config.warm.warm_horizon:
             kwargs["horizon"] = list(config.warm.warm_horizon)
         env = make(config.env, **kwargs)
-        tasks = env.unwrapped.tasks.split("demonstrations").take(config.warm.demonstrations)  # type: ignore[attr-defined]
+        split = env.unwrapped.tasks.split("demonstrations")  # type: ignore[attr-defined]
+        tasks = [split.id(i % len(split)) for i in range(config.warm.demonstrations)]
         env.close()
-        slots = [Slot(task_id, 0, i, derive_seed(config.seed, task_id) >> 32) for i, (task_id, _) in enumerate(tasks)]
+        seen: Counter[str] = Counter()
+        slots = []
+        for group, task_id in enumerate(tasks):  # a small split repeats its tasks, each time played anew
+            slots.append(Slot(task_id, seen[task_id], group, derive_seed(config.seed, task_id) >> 32))
+            seen[task_id] += 1
         driver = self._driver(builtin("demonstrator"), "demonstrations", kwargs, store=None, concurrency=64)
         with self._bar("demonstrations", len(slots)) as advance:
             episodes = run_sync(driver.collect(slots, on_episode=lambda _: advance()))
@@ -182,7 +204,7 @@ class Job:
     def _evaluate(self, phase: str, horizons: Sequence[int] | None = None) -> dict[str, Any]:
         """Held-out tasks by horizon, sampled as in training and greedy."""
         config = self.config
-        horizons = horizons or config.test_horizon or config.horizon or None
+        horizons = config.test_horizon or config.horizon if horizons is None else horizons
         found: dict[str, Any] = {}
         run_sync(self.engine.push(self.learner.version))
         with self._timed("evaluate"):
@@ -197,6 +219,9 @@ class Job:
                             progress=lambda n, total: advance(at=n, total=total),
                         )
                     )  # fmt: skip
+                if not result.num_scored:
+                    failure = next(e.failure for e in self.store.episodes(run=name))
+                    raise InfrastructureError(f"evaluation {name}: no episode could be scored; the first: {failure}")
                 found[name.removeprefix(phase).lstrip("-") or "sampled"] = self._figures(result)
         return found
 
@@ -212,16 +237,15 @@ class Job:
         return figures
 
     def _control(self, ledgers: Sequence[Ledger]) -> None:
-        """As much compute on imitation alone: the warm start continued instead of reinforcement."""
+        """As much compute on imitation alone: the same start, more steps of it, and no reinforcement."""
         config = self.config
         if not ledgers:
             return
         ours = {k: v.clone() for k, v in self.lm.model.state_dict().items()}
-        model = scratch_model(self.renderer.tokenizer, config.scratch, seed=derive_seed(config.seed, "weights"))  # type: ignore[arg-type]
-        self.lm.model.load_state_dict(model.state_dict())
+        self.lm.model.load_state_dict(self._initial)
         with self._timed("control"):
             self._imitate(ledgers, config.control_steps, "control")
-        self.progress["control"] = self._evaluate("control", sorted(self._trained()))
+        self.progress["control"] = self._evaluate("control", config.horizon)
         self.lm.model.load_state_dict(ours)
 
     # -- summary ------------------------------------------------------------------------------------------------------
@@ -287,6 +311,9 @@ class Job:
         self._drivers.append(driver)
         return driver
 
+    def _names_states(self) -> bool:
+        return type(self.env.unwrapped).state_key is not AgentEnv.state_key  # type: ignore[attr-defined]
+
     def _tools(self) -> list[dict] | None:
         return self.env.reset(seed=0)[0]["tools"]
 
@@ -331,6 +358,17 @@ class Job:
             yield advance
         if not is_terminal:
             self.console.print(f"{name}: done")
+
+
+def _lock(folder: Path) -> IO[str]:
+    """A lock on the run's folder, held until it is closed or the process ends. Raises ConfigError where it is taken."""
+    file = (folder / "lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ConfigError(f"{folder} is in use by another process; wait for it, or choose another --output") from None
+    return file
 
 
 def _texts(episodes: Sequence[Episode], syntax: str) -> list[str]:

@@ -27,8 +27,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens is {self.max_tokens}; a message needs at least 1")
-        if not 0 <= self.temperature < 100:
-            raise ConfigError(f"temperature is {self.temperature}; give a number from 0 (greedy) up")
+        if not (self.temperature == 0 or 0.01 <= self.temperature <= 100):
+            raise ConfigError(f"temperature is {self.temperature}; give 0 (greedy) or a number from 0.01 to 100")
 
 
 @dataclass(frozen=True, slots=True)

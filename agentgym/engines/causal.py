@@ -96,7 +96,7 @@ def _load(kind: Any, name: str, **kwargs: Any) -> Any:
     if looks_local and not (path / "config.json").is_file():
         raise ConfigError(
             f"no model at {name!r}: a model folder holds config.json, weights and a tokenizer. "
-            "Give a folder written by save_pretrained (a run keeps its own in checkpoints/), or a hub name."
+            "Give a folder written by save_pretrained (a run keeps its own in model/), or a hub name."
         )
     try:
         return kind.from_pretrained(str(path) if looks_local else name, **kwargs)

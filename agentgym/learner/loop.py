@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from agentgym.errors import ConfigError
-from agentgym.learner.audit import audit, refuse_mismatch
+from agentgym.learner.audit import AuditError, audit, refuse_mismatch
 from agentgym.learner.checkpoint import Checkpoints
 from agentgym.learner.credit import get_credit
 from agentgym.learner.metrics import MetricsLog
@@ -24,6 +24,9 @@ from agentgym.ledger import Episode
 from agentgym.policies.local import LocalPolicy
 from agentgym.rollout.driver import Driver, Slot, derive_seed
 from agentgym.tasks import Split
+
+START = object()  # the state before the first turn: equal for all who play one task
+MIN_COVERAGE = 0.5  # of an update's episodes; below it the run stops rather than train on what survives
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,10 @@ class LoopConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1")
         if self.group_size < 2:
             raise ConfigError(f"group_size is {self.group_size}; a group of one has no baseline, give at least 2")
-        if self.minibatches > self.groups:
-            raise ConfigError(f"minibatches {self.minibatches} above groups {self.groups}: a step would have no group")
+        if self.groups % self.minibatches:
+            raise ConfigError(
+                f"groups {self.groups} cannot be shared by {self.minibatches} minibatches; give a multiple"
+            )
         get_credit(self.credit)
 
 
@@ -74,15 +79,10 @@ def credited(episodes: Sequence[Episode], credit: str) -> list[Trajectory | None
     valid = [e.group not in lost and e.ledger is not None and e.ledger.num_sampled > 0 for e in episodes]
     owner, state, labels = [], [], {}
     for index, episode in enumerate(episodes):
-        keys = ["start", *(turn.state_key for turn in episode.turns)]  # a turn's state is what the one before left
+        keys = [START, *(turn.state_key for turn in episode.turns)]  # a turn's state is what the one before left
         for key in keys[: episode.ledger.num_turns if episode.ledger is not None else 0]:
             owner.append(index)
             state.append(-1 if key is None else labels.setdefault(key, len(labels)))
-    if credit == "same_state" and episodes and not labels.keys() - {"start"} and len(owner) > len(episodes):
-        raise ConfigError(
-            f"credit same_state needs states that trajectories share, but {episodes[0].env_id} names none (state_key() "
-            "is None); use leave_one_out"
-        )
     advantages = get_credit(credit)(
         torch.tensor([e.reward for e in episodes], dtype=torch.float32),
         torch.tensor([e.group for e in episodes]),
@@ -120,6 +120,7 @@ async def train(
             await policy.engine.push(learner.version)
             episodes = await driver.collect(plan(split, config, update=update, seed=seed), update=update)
             sampled = perf_counter()
+            _refuse_broken(episodes)
             version = learner.version
             trajectories = credited(episodes, config.credit)
             figures = _steps(learner, trajectories, episodes, config, objective, policy.sampling.temperature)
@@ -140,6 +141,15 @@ async def train(
             checkpoints.save(learner, done, progress)
 
 
+def _refuse_broken(episodes: Sequence[Episode]) -> None:
+    broken = [e for e in episodes if not e.counts]
+    if len(broken) > (1 - MIN_COVERAGE) * len(episodes):
+        failure = broken[0].failure
+        raise AuditError(
+            f"{len(broken)} of {len(episodes)} episodes failed, the first with {failure}; mend that and --resume"
+        )
+
+
 def _steps(
     learner: Learner,
     trajectories: Sequence[Trajectory | None],
@@ -150,7 +160,7 @@ def _steps(
 ) -> dict[str, float]:
     """The optimiser steps of one update, each on consecutive groups. Mismatch is the first step's: later ones compare
     with weights that have moved."""
-    share = -(-config.groups // config.minibatches)
+    share = config.groups // config.minibatches
     found: list[dict[str, float]] = []
     for first in range(0, config.groups, share):
         part = [

@@ -43,6 +43,9 @@ class ScratchConfig:
     """Longest history in tokens."""
 
     def __post_init__(self) -> None:
+        for name in ("vocabulary", "width", "layers", "heads", "rope_theta", "context"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ConfigError(f"width {self.width} over {self.heads} heads: each head needs an even, whole size")
 

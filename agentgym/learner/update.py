@@ -4,6 +4,7 @@ Owns the optimisers, their schedule and the global sum over parts. Which traject
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -46,8 +47,14 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         for name in ("lr", "clip_norm", "microbatch_tokens"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+        for name in ("lr_final", "warmup", "muon_lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; a decay lies from 0 to below 1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ class WarmStartConfig:
     def __post_init__(self) -> None:
         if self.warm_steps < 0 or self.warm_batch < 1 or self.demonstrations < 1:
             raise ConfigError("warm_steps must be at least 0, warm_batch and demonstrations at least 1")
+        self.optimizer()  # refuses wrong rates
 
     def optimizer(self) -> OptimizerConfig:
         return OptimizerConfig(

@@ -39,7 +39,7 @@ class ChatFormat:
     @classmethod
     def load(cls, folder: str) -> ChatFormat:
         """The format saved beside a model, or the default."""
-        path = Path(folder) / FORMAT_FILE
+        path = Path(folder).expanduser() / FORMAT_FILE
         if not path.is_file():
             return cls()
         try:

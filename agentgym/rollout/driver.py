@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium
 
 from agentgym.env import AgentEnv, Observation
-from agentgym.errors import ConfigError, Failure, FailureKind, TaskError
+from agentgym.errors import ConfigError, Failure, FailureKind, LedgerError, TaskError
 from agentgym.ledger import Episode, StopReason, Turn
 from agentgym.messages import JSON, Message
 from agentgym.policies.base import Actor, Policy
@@ -131,11 +131,15 @@ class _Seat:
             return self._face.astep(action)  # type: ignore[union-attr]
         return asyncio.get_running_loop().run_in_executor(self._thread, self.env.step, action)
 
-    async def renew(self) -> None:
-        """Throw the environment away and make another."""
-        await asyncio.to_thread(self.env.close)
-        self.env = self._build()
+    async def renew(self) -> bool:
+        """Throw the environment away and make another; False where that fails too."""
+        try:
+            await asyncio.to_thread(self.env.close)
+            self.env = self._build()
+        except Exception:  # the failure that led here stands, and is recorded
+            return False
         self.base, self._face = _base(self.env), async_face(self.env)
+        return True
 
     def close(self) -> None:
         self.env.close()
@@ -181,7 +185,8 @@ class _Worker:
                 for _ in range(self.driver.retries):
                     if episode.failure is None or episode.failure.kind != FailureKind.INFRASTRUCTURE:
                         break
-                    await self.seat.renew()
+                    if not await self.seat.renew():
+                        break
                     await self._replace(slot)
                     episode = await self._play(slot)
                 task = asdict(self.seat.base.task) if episode.task_id and self.seat.base.has_episode else None
@@ -214,6 +219,8 @@ class _Worker:
             stop = info["stop_reason"]
             if "unscored" in info:
                 failure = Failure.of(TaskError(f"unscored: {info['unscored']}"))
+        except (ConfigError, LedgerError):
+            raise  # no retry mends a wrong setting or a wrong record: the run ends and says so
         except Exception as error:
             failure = Failure.of(error)
             reward, terminated, info = 0.0, False, {}

@@ -147,12 +147,10 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(here, tmp_path):
     assert done.stderr == "error: Not a directory (file/out): choose another --output or mend its permissions.\n"
 
 
-def test_when_nothing_could_be_scored_the_exit_code_says_so(here):
-    done = here("eval", "agentgym/Door-v0", "--model", "demonstrator", "--limit", "3")  # Door has none
-    assert done.returncode == 1
-    assert "coverage 0.0 % (0 of 3 scored)" in done.stdout
-    assert "verdict: undecided" in done.stdout
-    assert "3 x ConfigError, the first: DoorEnv.demonstrate() has nothing to say" in done.stdout
+def test_a_policy_that_the_environment_lacks_ends_the_run_and_is_named(here):
+    done = here("eval", "agentgym/Arithmetic-v0", "--set", "generator=rubiks_cube", "--model", "gold", "--limit", "3")
+    assert done.returncode == 2
+    assert "ArithmeticEnv.gold() has nothing to say on turn 0" in done.stderr
 
 
 def test_the_remarks_of_a_thin_evaluation_say_undecided():

@@ -108,5 +108,5 @@ def test_the_package_is_loaded_when_a_task_is_needed_and_its_absence_names_the_e
 def test_the_demonstrator_is_weak_and_seeded():
     env = agentgym.make("agentgym/Arithmetic-v0", split="demonstrations", horizon=[2, 3, 4, 5], max_turns=100)
     episodes = [play(env, builtin("demonstrator"), seed=index, task=index) for index in range(600)]
-    assert 0.15 < sum(episode.reward for episode in episodes) / len(episodes) < 0.35
+    assert 0.10 < sum(episode.reward for episode in episodes) / len(episodes) < 0.25
     assert play(env, builtin("demonstrator"), seed=7, task=7).record == episodes[7].record

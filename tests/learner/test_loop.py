@@ -15,10 +15,9 @@ from agentgym.engines.local import LocalEngine
 from agentgym.errors import ConfigError, InfrastructureError
 from agentgym.learner.audit import AuditError
 from agentgym.learner.checkpoint import Checkpoints, weights_hash
-from agentgym.learner.loop import LoopConfig, credited, plan, train
+from agentgym.learner.loop import LoopConfig, plan, train
 from agentgym.learner.metrics import MetricsLog, read_metrics
 from agentgym.learner.update import Learner, ObjectiveConfig, OptimizerConfig
-from agentgym.ledger import Episode
 from agentgym.loop import run_sync
 from agentgym.policies.local import ChatFormat, LocalPolicy
 from agentgym.policies.render import Renderer
@@ -226,16 +225,13 @@ def test_every_credit_goes_with_every_objective(run, credit, objective):
 
 
 @pytest.mark.parametrize("credit", ["leave_one_out", "same_state"])
-def test_trap_41_an_update_whose_groups_are_all_lost_teaches_nothing_and_goes_on(run, credit):
+def test_trap_41_an_update_most_of_which_failed_stops_the_run_and_teaches_nothing(run, credit):
     Letters.broken.update(range(4))  # the tasks of update 0
     made = run(config=replace(CONFIG, updates=2, credit=credit))
-    seen: list[str] = [weights_hash(made.lm)]
-    run_sync(made.go(lambda _: seen.append(weights_hash(made.lm))))
-    _, _, (lost, fine) = made.end()
-    assert seen[0] == seen[1] != seen[2]
-    assert (lost["coverage"], lost["tokens_trained"], lost["failures"]) == (0.0, 0, {"infrastructure": 16})
-    assert fine["coverage"] == 1.0
-    assert fine["tokens_trained"] > 0
+    before = weights_hash(made.lm)
+    with pytest.raises(AuditError, match="16 of 16 episodes failed"):
+        run_sync(made.go())
+    assert weights_hash(made.lm) == before
 
 
 def test_trap_41_a_lost_group_leaves_the_others_as_they_are(run):
@@ -304,22 +300,10 @@ def test_a_group_shares_task_and_seed_and_no_two_groups_or_updates_share_a_seed(
         ({"updates": -1}, "updates is -1"),
         ({"minibatches": 0}, "minibatches is 0"),
         ({"checkpoint_every": 0}, "checkpoint_every is 0"),
-        ({"groups": 2, "minibatches": 3}, "minibatches 3 above groups 2"),
+        ({"groups": 2, "minibatches": 3}, "groups 2 cannot be shared by 3 minibatches"),
         ({"credit": "luck"}, "no credit 'luck'; there are leave_one_out"),
     ],
 )
 def test_a_loop_that_cannot_be_is_refused(wrong, fault):
     with pytest.raises(ConfigError, match=fault):
         LoopConfig(**wrong)
-
-
-def test_same_state_without_states_says_what_to_use(run):
-    made = run(config=replace(CONFIG, updates=1))
-    run_sync(made.go())
-    nameless: list[Episode] = [
-        replace(e, turns=tuple(replace(turn, state_key=None) for turn in e.turns)) for e in made.store.episodes()
-    ]
-    made.end()
-    with pytest.raises(ConfigError, match=r"same_state needs states .* use leave_one_out"):
-        credited(nameless, "same_state")
-    assert credited(nameless, "leave_one_out")

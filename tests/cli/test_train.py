@@ -1,0 +1,120 @@
+"""`agentgym train` as a user meets it: small runs by the real command, wrong settings, folders, other models."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TINY = [
+    "--updates",
+    "2",
+    "--groups",
+    "6",
+    "--group-size",
+    "4",
+    "--warm-steps",
+    "20",
+    "--demonstrations",
+    "60",
+    "--eval-limit",
+    "2",
+]
+
+
+def train(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "agentgym.cli", "train", *args]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """runs/x of a tiny run of the template, with a control."""
+    base = tmp_path_factory.mktemp("train")
+    done = train(base, "agentgym/Door-v0", *TINY, "--control-steps", "5", "--output", "runs/x")
+    assert done.returncode == 0, done.stderr
+    return base / "runs" / "x"
+
+
+def test_a_run_leaves_what_the_readme_says(finished: Path):
+    assert {"config.toml", "run.sqlite", "metrics.jsonl", "summary.json", "report.html"} <= {
+        p.name for p in finished.iterdir()
+    }
+    summary = json.loads((finished / "summary.json").read_text())
+    asked = (
+        "env seed success_before success_after ci_before ci_after by_horizon h50_before h50_after seconds_warm_start "
+        "seconds_train seconds_evaluate seconds_total peak_rss_bytes tokens_per_second versions"
+    )
+    assert set(asked.split()) <= set(summary)
+    assert [json.loads(line)["update"] for line in (finished / "metrics.jsonl").read_text().splitlines()] == [0, 1]
+    assert (finished / "model" / "config.json").is_file()
+
+
+def test_its_model_is_evaluated_like_any_other(finished: Path):
+    command = [sys.executable, "-m", "agentgym.cli", "eval", "agentgym/Door-v0", "--model", "runs/x/model"]
+    done = subprocess.run(
+        [*command, "--limit", "3"], cwd=finished.parents[1], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_its_model_is_trained_on_like_any_other(finished: Path):
+    done = train(
+        finished.parents[1], "agentgym/Door-v0", *TINY, "--model", "runs/x/model", "--output", "runs/y",
+        "--objective", "reinforce", "--credit", "grpo", "--denominator", "trajectories",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((finished.parent / "y" / "summary.json").read_text())["model"] == "runs/x/model"
+
+
+def test_a_folder_with_a_run_is_not_written_over(finished: Path):
+    done = train(finished.parents[1], "agentgym/Door-v0", *TINY, "--output", "runs/x")
+    assert done.returncode == 2
+    assert "runs/x holds a run already: add --resume" in done.stderr
+
+
+def test_resume_refuses_other_settings_and_cut_ones(finished: Path, tmp_path: Path):
+    done = train(finished.parents[1], "agentgym/Door-v0", "--output", "runs/x", "--resume", "--seed", "5")
+    assert (done.returncode, "where seed is 0, not 5" in done.stderr) == (2, True)
+    text = (finished / "config.toml").read_text()
+    (tmp_path / "config.toml").write_text(text[: len(text) // 3])
+    done = train(tmp_path, "agentgym/Door-v0", "--output", str(tmp_path), "--resume")
+    assert (done.returncode, "is cut short" in done.stderr) == (2, True)
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path):
+    import fcntl
+
+    with (tmp_path / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = train(tmp_path, "agentgym/Door-v0", *TINY, "--output", str(tmp_path))
+    assert done.returncode == 2
+    assert "is in use by another process" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ("agentgym/Lokup-v0", "did you mean 'agentgym/Lookup-v0'"),
+        ("agentgym/Door-v0 --lr nan", "lr is nan"),
+        ("agentgym/Door-v0 --heads 0", "heads is 0"),
+        ("agentgym/Door-v0 --device foo", "device 'foo' is unknown; use cpu or cuda"),
+        ("agentgym/Door-v0 --temperature 0", "temperature is 0"),
+        ("agentgym/Door-v0 --eval-start -5", "eval_start is -5"),
+        ("agentgym/Door-v0 --credit same_state", "credit same_state needs state_key()"),
+        ("agentgym/Door-v0 --credit luck", "no credit 'luck'; there are leave_one_out"),
+        ("agentgym/Door-v0 --warm-steps 0", "warm_steps is 0"),
+        ("agentgym/Door-v0 --model ./nowhere", "no model at './nowhere'"),
+        ("agentgym/Door-v0 --resume", "there is no run of agentgym/Door-v0 under runs/"),
+        ("agentgym/Door-v0 --output /dev/null/x", "/dev/null"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence_and_leaves_the_folder_free(args: str, said: str, tmp_path: Path):
+    done = train(tmp_path, *args.split())
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
