@@ -71,9 +71,10 @@ class Store:
         """Whether a lock can be laid beside the file. Where it cannot, nobody writes: a closed run needs none."""
         try:
             self._db.execute("PRAGMA user_version")
-        except sqlite3.OperationalError:
-            if self.path.with_name(f"{self.path.name}-wal").exists():
-                raise  # not closed: the file alone is not all of it
+        except sqlite3.OperationalError as error:
+            is_barred = error.sqlite_errorname.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN"))
+            if not is_barred or self.path.with_name(f"{self.path.name}-wal").exists():
+                raise  # a moment's lock, or a run that was not closed: the file alone is not all of it
             return False
         return True
 

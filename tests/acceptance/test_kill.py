@@ -63,7 +63,8 @@ def begin(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.
 
     def started(kind: str, folder: Path, *more: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "agentgym.cli", "train", *RUNS[kind], "--output", str(folder), *more]
-        environment = os.environ | {"PYTHONPATH": str(place), "NO_COLOR": "1"}
+        path = os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | {"PYTHONPATH": path, "NO_COLOR": "1"}
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     return started
