@@ -185,7 +185,7 @@ def ledgers(draw: Any) -> Ledger:
     return ledger
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     ledger=st.none() | ledgers(),
     reward=st.floats(allow_nan=False),

@@ -429,15 +429,15 @@ def test_long_texts_are_not_kept_when_their_episode_is_over(renderer_of, kind):
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        for index in range(20):
+        for index in range(10):
             chat = Chat(renderer)
-            chat.observe(user(f"{index} " * 20_000))
+            chat.observe(user(f"{index} " * 15_000))
             chat.reply("said")
-            chat.observe(tool(f"{index}, " * 20_000))
+            chat.observe(tool(f"{index}, " * 15_000))
         grown = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert grown < 4_000_000  # 40 texts of 50 kB, and their ids
+    assert grown < 2_000_000  # of 20 texts of 40 kB, and their ids
 
 
 def test_an_error_call_without_a_name_is_rendered_as_any_other(renderer_of):
