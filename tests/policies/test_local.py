@@ -39,14 +39,16 @@ class Echo(AgentEnv):
 
 
 class Tapped(LocalEngine):
-    """An engine that also keeps a copy of all that it gave out."""
+    """An engine that also keeps a copy of all that it was given and gave."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.asked: dict[int, list[list[int]]] = {}
         self.given: dict[int, list[Generation]] = {}
 
     async def generate(self, session: int, ids: Any, sampling: Sampling) -> Generation:
         made = await super().generate(session, ids, sampling)
+        self.asked.setdefault(session, []).append(list(ids))
         self.given.setdefault(session, []).append(made)
         return made
 
@@ -76,6 +78,8 @@ def test_trap_1_what_trains_is_what_was_sampled_whatever_the_ids_decode_to(load,
         logprobs = np.concatenate([made.logprobs for made in engine.given[session]])
         (row,) = episode.ledger.rows()
         assert sampled(row) == given
+        for asked in engine.asked[session]:
+            assert row.ids[: len(asked)].tolist() == asked  # and each was sampled after what the row says came before
         assert row.logprobs[row.sampled].tobytes() == logprobs.tobytes()
         (part,) = padded([trajectory(episode.ledger)], max_tokens=10_000)
         assert part.targets.tolist() == given  # to the learner's last step
