@@ -334,12 +334,13 @@ def test_trap_42_arrival_decides_no_bit(load, converse):
         torch.set_num_threads(1)
 
 
-def test_what_an_engine_did_before_decides_no_bit(load):
+@pytest.mark.parametrize("length", [480, 900])
+def test_what_an_engine_did_before_decides_no_bit(load, length):
     # A cache that has grown has other shapes than a fresh one: a resumed run must not notice.
     lm = load("qwen3")
     asked = ([9] * 20, Sampling(5, 290))
     fresh, grown = LocalEngine(lm), LocalEngine(lm)
-    gathered(one(grown, [3] * 900, Sampling(0, 2)))
+    gathered(one(grown, [3] * length, Sampling(0, 2)))
     (a,), (b,) = gathered(one(fresh, *asked)), gathered(one(grown, *asked))
     assert same(a, b)
 
