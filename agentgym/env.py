@@ -17,13 +17,13 @@ import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from agentgym.errors import ConfigError, TaskError
+from agentgym.errors import ConfigError, TaskError, nearest
 from agentgym.ledger import StopReason
 from agentgym.loop import run_sync
 from agentgym.messages import JSON, Message, ToolCall, assistant, clean, system, tool_result, transcript, user
 from agentgym.rewards import Outcome, Rubric, is_async
 from agentgym.spaces import Action, ActionSpace, Observation, ObservationSpace, as_message, cut
-from agentgym.tasks import Task, TaskSet, nearest
+from agentgym.tasks import Task, TaskSet
 from agentgym.tools import Tool, ToolError, as_text, tools_of, unknown_tool
 
 GIVE_UP = 0.5  # chance of the demonstrator that every environment with a gold has
@@ -249,7 +249,7 @@ class AgentEnv(gymnasium.Env[Observation, Action]):
         for name in options:
             if name not in ("task", "state"):
                 raise ConfigError(
-                    f"reset() has no option {name!r}{nearest(str(name), ('task', 'state'))}; it takes task or state"
+                    f"reset() has no option {name!r}{nearest(str(name), ('task', 'state'))} It takes task or state"
                 )
         if options.get("state") is not None:
             if options.get("task") is not None:

@@ -6,6 +6,8 @@ retried and then leaves the group; it is never a reward of zero."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -61,3 +63,9 @@ class Failure:
         elif isinstance(error, TaskError):
             kind = FailureKind.TASK
         return cls(kind, type(error).__name__, str(error)[:2000])
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """How a sentence about an unknown name ends: `; did you mean 'x'?`, or a full stop where no known name is close."""
+    close = difflib.get_close_matches(name[:100], list(known)[:1000], n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else "."

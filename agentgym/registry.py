@@ -13,8 +13,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import UnregisteredEnv
 
-from agentgym.errors import ConfigError
-from agentgym.tasks import nearest
+from agentgym.errors import ConfigError, nearest
 
 GROUP = "agentgym.envs"
 _namespaces: set[str] = set()

@@ -12,9 +12,8 @@ import keyword
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from agentgym.errors import ConfigError
+from agentgym.errors import ConfigError, nearest
 from agentgym.messages import JSON, Message, ToolCall, assistant, raw_call
-from agentgym.tasks import nearest
 
 MAX_CODE_CHARS = 20_000  # of one fenced call: Python's parser is not meant for hostile megabytes
 
@@ -270,8 +269,7 @@ SYNTAXES: Mapping[str, Syntax] = {
 def get_syntax(name: str) -> Syntax:
     """The syntax of that name. Raises ConfigError naming the nearest."""
     if name not in SYNTAXES:
-        hint = nearest(name, SYNTAXES) or ";"
-        raise ConfigError(f"no tool-call syntax {name!r}{hint} there are {', '.join(SYNTAXES)}")
+        raise ConfigError(f"no tool-call syntax {name!r}{nearest(name, SYNTAXES)} There are {', '.join(SYNTAXES)}")
     return SYNTAXES[name]
 
 

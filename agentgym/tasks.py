@@ -5,7 +5,6 @@ How a problem is played is env.py's business, how it is judged rewards.py's."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from agentgym.errors import ConfigError, TaskError
+from agentgym.errors import ConfigError, TaskError, nearest
 from agentgym.messages import JSON, Message, canonical
 
 SHARES: Mapping[str, int] = {"train": 55, "validation": 5, "test": 25, "demonstrations": 15}  # per cent of all content
@@ -190,7 +189,7 @@ class TaskSet:
         """Raises ConfigError naming the nearest split where there is none of that name."""
         if name not in self._splits:
             raise ConfigError(
-                f"no split {name!r}{nearest(name, self._splits)}; this task set has {', '.join(self._splits)}"
+                f"no split {name!r}{nearest(name, self._splits)} This task set has {', '.join(self._splits)}"
             )
         return self._splits[name]
 
@@ -224,9 +223,3 @@ class _Draw:
             f"split {self.split!r}, index {index}: {MAX_DRAWS} draws and none belongs to this split; "
             "the generator makes too few different tasks: use more of `rng`, or a finite TaskSet"
         )
-
-
-def nearest(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    """`; did you mean 'x'?`, or nothing where no known name is close."""
-    close = difflib.get_close_matches(name[:100], list(known)[:1000], n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, TypeVar, get_type_hints
 
-from agentgym.errors import ConfigError
+from agentgym.errors import ConfigError, nearest
 from agentgym.messages import JSON
 from agentgym.rewards import is_async
-from agentgym.tasks import nearest
 
 F = TypeVar("F", bound=Callable[..., Any])
 _MARK = "__agentgym_tool__"
@@ -134,7 +133,7 @@ def unknown_tool(name: str, offered: Iterable[str]) -> str:
     names = list(offered)
     if not names:
         return f"there is no tool {shortened(name)}, nor any other; answer in plain text"
-    return f"there is no tool {shortened(name)}{nearest(name, names)} (on offer: {', '.join(names)})"
+    return f"there is no tool {shortened(name)}{nearest(name, names)} On offer: {', '.join(names)}"
 
 
 def as_text(result: JSON) -> str:

@@ -91,7 +91,7 @@ def test_a_complaint_is_short_whatever_was_written():
 def test_an_unknown_tool_names_the_nearest_and_all():
     assert (
         unknown_tool("serch", ["search", "read"])
-        == "there is no tool 'serch'; did you mean 'search'? (on offer: search, read)"
+        == "there is no tool 'serch'; did you mean 'search'? On offer: search, read"
     )
     assert "answer in plain text" in unknown_tool("x", [])
 

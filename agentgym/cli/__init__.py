@@ -7,14 +7,13 @@ An imported command is an attribute of this package: `list` and `eval` mean the 
 
 from __future__ import annotations
 
-import difflib
 import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
-from agentgym.errors import AgentGymError, ConfigError
+from agentgym.errors import AgentGymError, ConfigError, nearest
 
 COMMANDS = {
     "train": "train a policy in an environment; writes runs/<name>/ with a report",
@@ -70,12 +69,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"error: {error.strerror}{place}: {fix}{kept}.", 1)
 
 
-def nearest(name: str, names: Sequence[str]) -> str:
-    """` Did you mean …?` where one of the names is close, else the empty string."""
-    close = difflib.get_close_matches(name, names, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
 def say(text: str = "") -> None:
     """One line for the user, on standard output."""
     sys.stdout.write(text + "\n")
@@ -92,7 +85,7 @@ def _dispatch(args: list[str]) -> int:
         return 0
     name = args[0]
     if name not in COMMANDS:
-        raise ConfigError(f"there is no command {name!r}.{nearest(name, [*COMMANDS])} See `agentgym --help`.")
+        raise ConfigError(f"there is no command {name!r}{nearest(name, [*COMMANDS])} See `agentgym --help`.")
     return importlib.import_module(f"agentgym.cli.{name}").main(args[1:])
 
 

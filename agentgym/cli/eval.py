@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from agentgym.cli import Interrupted, nearest, say
+from agentgym.cli import Interrupted, say
 from agentgym.cli.options import as_dict, from_toml, parse, settings, to_toml
 from agentgym.cli.versions import versions
-from agentgym.errors import ConfigError, Failure
+from agentgym.errors import ConfigError, Failure, nearest
 from agentgym.evaluation.intervals import Interval
 from agentgym.evaluation.run import MIN_COVERAGE, Evaluation, arguments, evaluate, first_tasks
 from agentgym.loop import run_sync
@@ -142,7 +142,7 @@ def load_policy(config: EvalConfig) -> Policy:
         return builtin(config.model)
     if "/" not in config.model and not Path(config.model).exists():
         raise ConfigError(
-            f"--model {config.model!r}: no such folder, and no built-in policy.{nearest(config.model, NAMES)} "
+            f"--model {config.model!r}: no such folder, and no built-in policy{nearest(config.model, NAMES)} "
             f"Give a model folder or one of {', '.join(NAMES)}"
         )
     from agentgym.policies import local  # noqa: PLC0415  torch and transformers: seconds, and optional

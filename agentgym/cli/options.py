@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import tyro
 
-from agentgym.cli import nearest, say
-from agentgym.errors import ConfigError
+from agentgym.cli import say
+from agentgym.errors import ConfigError, nearest
 
 Config = TypeVar("Config")
 MARKERS = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)  # --resume, not --resume/--no-resume; flat names
@@ -137,7 +137,7 @@ def _filled(config_class: type[Config], table: Mapping[str, Any], place: str, ba
             inner[owners[0]][name] = value
         else:
             known = [*fields, *(f.name for hint in nested.values() for f in dataclasses.fields(hint))]
-            raise ConfigError(f"{place}: there is no setting {key!r}.{nearest(name, known)}")
+            raise ConfigError(f"{place}: there is no setting {key!r}{nearest(name, known)}")
     made = object.__new__(config_class)
     for name, field in fields.items():
         value = values[name] if name in values else _default(field, base)

@@ -14,9 +14,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from agentgym.cli import nearest, say
+from agentgym.cli import say
 from agentgym.cli.options import parse
-from agentgym.errors import ConfigError
+from agentgym.errors import ConfigError, nearest
 from agentgym.ledger import Episode
 from agentgym.messages import transcript
 from agentgym.rollout.store import Store
@@ -63,7 +63,7 @@ def find_run(name: str) -> Path:
             return folder
     known = [path.parent.name for path in sorted(Path("runs").glob("*/run.sqlite"))]
     there = f" Runs here: {', '.join(known[:10])}." if known else " There are no runs under runs/ here."
-    raise ConfigError(f"no run {name!r}: no folder with a run.sqlite.{nearest(Path(name).name, known)}{there}")
+    raise ConfigError(f"no run {name!r}: no folder with a run.sqlite{nearest(Path(name).name, known)}{there}")
 
 
 def choose_phase(wanted: str | None, phases: Mapping[str, int], folder: Path) -> str:
@@ -72,7 +72,7 @@ def choose_phase(wanted: str | None, phases: Mapping[str, int], folder: Path) ->
     if wanted is None:
         return "after" if "after" in phases else list(phases)[-1]
     if wanted not in phases:
-        raise ConfigError(f"--phase {wanted}: {folder} has {', '.join(phases)}.{nearest(wanted, list(phases))}")
+        raise ConfigError(f"--phase {wanted}: {folder} has {', '.join(phases)}{nearest(wanted, list(phases))}")
     return wanted
 
 

@@ -15,11 +15,10 @@ import gymnasium
 import numpy as np
 
 from agentgym.env import AgentEnv, Observation
-from agentgym.errors import ConfigError
+from agentgym.errors import ConfigError, nearest
 from agentgym.messages import JSON, Message, assistant, raw_call, transcript
 from agentgym.policies.base import Policy
 from agentgym.spaces import sample_text
-from agentgym.tasks import nearest
 
 Answer = Callable[[Observation], Message | str | Any]
 

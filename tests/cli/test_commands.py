@@ -38,10 +38,10 @@ def test_show_prints_a_runs_figures_and_an_episode(here):
 def test_show_names_what_there_is_when_asked_for_what_is_not(here):
     here("eval", "agentgym/Door-v0", "--limit", "4")
     for args, words in (
-        (("eval-Door-v0-glod-1",), "Did you mean 'eval-Door-v0-gold-1'?"),
+        (("eval-Door-v0-glod-1",), "did you mean 'eval-Door-v0-gold-1'?"),
         (("eval-Door-v0-gold-1", "--episode", "4"), "phase eval has 4 such episodes; give 0 to 3"),
         (("eval-Door-v0-gold-1", "--episode", "0", "--failed"), "phase eval has 0 such episodes"),
-        (("eval-Door-v0-gold-1", "--episode", "0", "--phase", "evl"), "Did you mean 'eval'?"),
+        (("eval-Door-v0-gold-1", "--episode", "0", "--phase", "evl"), "did you mean 'eval'?"),
     ):
         done = here("show", *args)
         assert done.returncode == 2

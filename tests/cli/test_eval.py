@@ -122,7 +122,7 @@ def test_resuming_with_another_seed_is_refused_with_both(here):
     ("args", "words"),
     [
         (("agentgym/Dor-v0",), "did you mean 'agentgym/Door-v0'?"),
-        (("agentgym/Door-v0", "--model", "glod"), "Did you mean 'gold'?"),
+        (("agentgym/Door-v0", "--model", "glod"), "did you mean 'gold'?"),
         (("agentgym/Door-v0", "--model", "./no/such/model"), "no/such/model"),
         (("agentgym/Door-v0", "--split", "tset"), "did you mean 'test'?"),
         (("agentgym/Door-v0", "--horizon", "3"), "cannot be made with split='test', horizon=(3,)"),

@@ -40,7 +40,7 @@ def test_the_help_of_every_command_ends_in_an_example(name, capsys):
 def test_a_misspelt_command_names_the_nearest(agentgym):
     done = agentgym("evla", "agentgym/Door-v0")
     assert done.returncode == 2
-    assert done.stderr == "error: there is no command 'evla'. Did you mean 'eval'? See `agentgym --help`.\n"
+    assert done.stderr == "error: there is no command 'evla'; did you mean 'eval'? See `agentgym --help`.\n"
 
 
 def test_version_is_that_of_the_distribution(capsys):

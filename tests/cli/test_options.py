@@ -70,7 +70,7 @@ def test_what_a_run_writes_reads_back_as_the_same_configuration(tmp_path):
 def test_a_wrong_key_names_the_file_the_key_and_the_nearest(tmp_path):
     path = tmp_path / "x.toml"
     path.write_text("group_sise = 4\n")
-    with pytest.raises(ConfigError, match=r"x\.toml: there is no setting 'group_sise'. Did you mean 'group_size'\?"):
+    with pytest.raises(ConfigError, match=r"x\.toml: there is no setting 'group_sise'; did you mean 'group_size'\?"):
         run("a/B-v0", "--config", str(path))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from agentgym import ConfigError, Outcome, Task, TaskSet
-from agentgym.tasks import nearest
+from agentgym.errors import nearest
 
 CHAIN_SUM = "chain_sum"
 FORMAL = "source_index"  # a field that differs between equal items
@@ -76,8 +76,10 @@ def _dataset(generator: str, config: str) -> Any:
             "Arithmetic-v0 needs reasoning-gym; install the project with its `reasoning` extra"
         ) from error
     if generator not in DATASETS:
-        hint = nearest(generator, DATASETS) or ";"
-        raise ConfigError(f"generator={generator!r} is not in reasoning-gym{hint} it has {', '.join(sorted(DATASETS))}")
+        raise ConfigError(
+            f"generator={generator!r} is not in reasoning-gym{nearest(generator, DATASETS)} "
+            f"It has {', '.join(sorted(DATASETS))}"
+        )
     try:
         return create_dataset(generator, **ast.literal_eval(config), seed=0)
     except (TypeError, ValueError, AssertionError) as error:
