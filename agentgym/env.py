@@ -212,6 +212,11 @@ class AgentEnv(gymnasium.Env[Observation, Action]):
         return self._current.stop_reason
 
     @property
+    def grants(self) -> Mapping[str, JSON]:
+        """What a sandbox of this episode was opened for; empty where everything is closed, or there is none."""
+        return {}
+
+    @property
     def _current(self) -> _Play:
         if self._play is None:
             raise ResetNeeded(f"{type(self).__name__} has no episode; call reset() first")

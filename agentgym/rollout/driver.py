@@ -233,4 +233,5 @@ class _Worker:
             reward_parts=info.get("reward_parts", {}), terminated=terminated,
             truncated=stop.is_limit, stop_reason=stop, failure=failure, ledger=self.actor.ledger,
             final=info.get("final"), metadata=dict(base.task.metadata) if played else {},
+            grants=dict(base.grants) if played else {},
         )  # fmt: skip
