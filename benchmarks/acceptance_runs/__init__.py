@@ -1,0 +1,1 @@
+"""The acceptance runs: one function each, one module per kind of environment."""
