@@ -99,14 +99,20 @@ class Sandbox:
         if self._closed:
             raise ConfigError("this sandbox is closed; make another")
         if self._box is None:
-            if self._starting is None:
-                self._starting = asyncio.ensure_future(self._start())
+            starting = self._starting = self._starting or asyncio.ensure_future(self._start())
             try:
-                self._box = await asyncio.shield(self._starting)
+                box = await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                if self._closed:
+                    raise SandboxLost("the sandbox was closed while it started") from None
+                raise
             finally:
-                if self._starting.done():
+                if starting.done() and self._starting is starting:
                     self._starting = None
-        return self._box  # pyright: ignore[reportReturnType]  - it was awaited
+            if self._closed:
+                raise SandboxLost("the sandbox was closed while it started")
+            self._box = box
+        return self._box
 
     async def _start(self) -> Box:
         snapshot = self._snapshot
