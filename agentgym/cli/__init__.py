@@ -22,6 +22,7 @@ COMMANDS = {
     "list": "show the environments that are installed",
     "show": "show a run: its figures, or an episode as a transcript",
     "play": "play an environment yourself at the terminal",
+    "sandbox": "run a command in a sandbox; list, remove, measure, build sandboxes",
     "doctor": "say what this machine has, what is missing, and how to get it",
 }
 _EXTRAS = {  # optional package -> the extra that installs it

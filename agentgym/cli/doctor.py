@@ -5,6 +5,7 @@ Owns the probes. Each looks and changes nothing; only what the library cannot do
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import shutil
 import sqlite3
@@ -23,7 +24,10 @@ from rich.text import Text
 from agentgym.cli import say
 from agentgym.cli.options import parse
 from agentgym.cli.versions import commit, installed
+from agentgym.errors import AgentGymError
+from agentgym.loop import run_sync
 from agentgym.registry import list_envs, load_plugins
+from agentgym.sandbox.backends import AUTOMATIC, backend
 
 EXAMPLE = "agentgym doctor"
 REQUIRED = ("gymnasium", "numpy", "pydantic", "httpx", "rich", "tyro")
@@ -64,6 +68,7 @@ def main(argv: Sequence[str]) -> int:
         machine,
         disk,
         environments,
+        sandboxes,
         tools,
     )
     findings = [finding for probe in probes for finding in probe()]
@@ -148,6 +153,28 @@ def environments() -> list[Finding]:
     found = [Finding("environments", f"{len(list_envs())} registered")]
     broken = [str(warning.message) for warning in caught if "does not load" in str(warning.message)]
     return found + [Finding("plug-in", text, "mend or uninstall that package") for text in broken]
+
+
+def sandboxes() -> list[Finding]:
+    """Which backends work here and why not; which one `auto` takes, and what that does not protect from."""
+    found, taken = [], None
+    for name in AUTOMATIC:
+        try:
+            made = backend(name)
+            seen = run_sync(made.probe())
+            if name == "docker":
+                seen += f"; image {made.default_image()}"  # type: ignore[attr-defined]
+            taken = taken or made
+            found.append(Finding(f"sandbox: {name}", seen))
+        except ModuleNotFoundError:
+            found.append(Finding(f"sandbox: {name}", "not usable", f"pip install -e '.[{name}]' in your clone"))
+        except AgentGymError as error:
+            found.append(Finding(f"sandbox: {name}", "not usable", str(error)))
+    if taken is None:
+        return [*found, Finding("sandbox: auto", "none: no code of an agent can be run", "mend one of the above")]
+    about = inspect.getdoc(sys.modules[type(taken).__module__]) or ""
+    told = " ".join(about.partition("\n\n")[2].split())
+    return [*found, Finding("sandbox: auto", f"{taken.name}. {told}")]
 
 
 def tools() -> list[Finding]:

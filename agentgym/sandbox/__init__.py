@@ -12,6 +12,7 @@ from agentgym.sandbox.contract import (
     EngineUnreachable,
     ExecResult,
     Limits,
+    Listed,
     Output,
     Program,
     SandboxExhausted,
@@ -22,6 +23,7 @@ from agentgym.sandbox.contract import (
     parse_bytes,
 )
 from agentgym.sandbox.env import BashTool, PythonTool, SandboxEnv, told
+from agentgym.sandbox.pool import Pool
 from agentgym.sandbox.sandbox import Sandbox, Session
 
 __all__ = [
@@ -34,7 +36,9 @@ __all__ = [
     "EngineUnreachable",
     "ExecResult",
     "Limits",
+    "Listed",
     "Output",
+    "Pool",
     "Program",
     "PythonTool",
     "Sandbox",

@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from agentgym.errors import ConfigError, nearest
-from agentgym.sandbox.contract import Backend, Box, EngineUnreachable, Spec
+from agentgym.sandbox.contract import Backend, Box, EngineUnreachable, Listed, Spec
 
 GROUP = "agentgym.sandboxes"
 AUTOMATIC = ("docker", "bubblewrap")  # in this order; never one without isolation
@@ -77,6 +77,9 @@ class Automatic:
 
     async def start(self, spec: Spec) -> Box:
         return await (await self.chosen()).start(spec)
+
+    def listed(self) -> Sequence[Listed]:
+        return self._chosen.listed() if self._chosen is not None else ()
 
     def reap(self) -> Sequence[str]:
         return self._chosen.reap() if self._chosen is not None else ()

@@ -237,6 +237,16 @@ class Box(Protocol):
     async def close(self) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Something of agentgym's on this machine."""
+
+    id: str
+    kind: str  # container, image, control group
+    owner: str  # boot:process:start of the process that made it
+    is_left_over: bool  # its owner is dead, or its time is over
+
+
 class Backend(Protocol):
     """Makes sandboxes of one kind. Its docstring says what it does not protect from."""
 
@@ -244,4 +254,5 @@ class Backend(Protocol):
 
     async def probe(self) -> str: ...
     async def start(self, spec: Spec) -> Box: ...
+    def listed(self) -> Sequence[Listed]: ...
     def reap(self) -> Sequence[str]: ...

@@ -447,6 +447,3 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield path
         if path.is_dir() and not path.is_symlink():
             yield from _walk(path)
-
-
-__all__ = ["Sandbox", "SandboxLost", "Session"]

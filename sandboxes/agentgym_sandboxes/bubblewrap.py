@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from agentgym.errors import AgentGymError, ConfigError
-from agentgym.sandbox import EngineUnreachable, Limits, SandboxExhausted, SandboxLost, Spec
-from agentgym_sandboxes import cgroups, seccomp
+from agentgym.sandbox import EngineUnreachable, Limits, Listed, SandboxExhausted, SandboxLost, Spec
+from agentgym_sandboxes import cgroups, owners, seccomp
 from agentgym_sandboxes.wire import PYTHON, AgentBox, SocketLink, Wire
 
 FIRST_UID = 1_600_000_000  # started by root, each sandbox is a user of the machine that nobody else is
@@ -65,6 +65,8 @@ class Bubblewrap:
 
     async def start(self, spec: Spec) -> AgentBox:
         number = next(self._numbers)
+        if number == 0:
+            await asyncio.to_thread(self.reap)
         _require_possible(spec)
         try:
             group = cgroups.Group(str(number), spec.limits) if cgroups.available() else None
@@ -85,6 +87,14 @@ class Bubblewrap:
                     await cell.end()
                 if group is not None:
                     group.remove()
+
+    def listed(self) -> Sequence[Listed]:
+        """By control group; without them a sandbox is only its processes, which die with their owner."""
+        return [
+            Listed(name, "control group", owner, not owners.is_alive(owner))
+            for name in sorted({folder.name for folder in cgroups.groups()})
+            for owner in [name.rpartition(":")[0]]
+        ]
 
     def reap(self) -> Sequence[str]:
         return cgroups.reap()

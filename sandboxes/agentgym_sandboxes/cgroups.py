@@ -102,7 +102,8 @@ def _remove(folder: Path) -> None:
         time.sleep(0.005)
 
 
-def _groups() -> Iterator[Path]:
+def groups() -> Iterator[Path]:
+    """The folders of all sandboxes' groups on this machine."""
     for parent in dict.fromkeys(_controllers().values()):
         with contextlib.suppress(OSError):
             yield from (folder for folder in parent.iterdir() if folder.is_dir())
@@ -110,7 +111,7 @@ def _groups() -> Iterator[Path]:
 
 def left_over() -> list[Path]:
     """Groups whose owner is dead."""
-    return [folder for folder in _groups() if not owners.is_alive(folder.name.rpartition(":")[0])]
+    return [folder for folder in groups() if not owners.is_alive(folder.name.rpartition(":")[0])]
 
 
 def reap() -> list[str]:

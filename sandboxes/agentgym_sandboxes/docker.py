@@ -22,7 +22,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.types import LogConfig, Ulimit
 
 from agentgym.errors import AgentGymError, ConfigError
-from agentgym.sandbox import MIB, EngineUnreachable, SandboxExhausted, SandboxLost, Spec
+from agentgym.sandbox import MIB, EngineUnreachable, Listed, SandboxExhausted, SandboxLost, Spec
 from agentgym_sandboxes import owners, seccomp
 from agentgym_sandboxes.bubblewrap import surroundings
 from agentgym_sandboxes.docker_exec import ExecBox
@@ -30,7 +30,7 @@ from agentgym_sandboxes.wire import PYTHON, AgentBox, SocketLink, Wire
 
 USER = "1000:1000"
 STARTS = 6  # the engine starts six to ten a second, however many ask
-BASE_LABEL = "agentgym.base=1"
+BASE_LABEL, BASE = "agentgym.base=1", "agentgym/base:"
 COMMON_IMAGE = "python:3.12-slim"
 CALL_S = 120
 HEADER = struct.Struct(">BxxxI")  # of the engine's multiplexed stream
@@ -87,9 +87,10 @@ class Docker:
         if self.image is not None:
             return self.image
         own = self.client.api.images(filters={"label": BASE_LABEL})
-        tags = [tag for image in sorted(own, key=lambda i: -i["Created"]) for tag in image["RepoTags"] or ()]
-        if tags:
-            return tags[0]
+        for image in sorted(own, key=lambda i: -i["Created"]):
+            for tag in image["RepoTags"] or ():
+                if tag.startswith(BASE):  # images built on a base have its label too
+                    return tag
         if self.client.api.images(COMMON_IMAGE):
             return COMMON_IMAGE
         raise ConfigError(
@@ -138,19 +139,33 @@ class Docker:
             await asyncio.shield(container.remove())
             raise
 
+    def listed(self) -> Sequence[Listed]:
+        """Containers, and images that a run keeps for itself."""
+        api = self.client.api
+        with _engine_errors():
+            containers = api.containers(all=True, filters={"label": f"{owners.LABEL}=1"})
+            images = api.images(filters={"label": f"{owners.LABEL}.owner"})
+        return [
+            Listed(
+                one["Id"].removeprefix("sha256:"),
+                kind,
+                owners.owner_in(one["Labels"]),
+                owners.is_left_over(one["Labels"]),
+            )
+            for kind, found in (("container", containers), ("image", images))
+            for one in found
+        ]
+
     def reap(self) -> Sequence[str]:
         """Remove what dead runs left on this engine, and nothing else: what was removed."""
         removed = []
-        for found in self.client.api.containers(all=True, filters={"label": f"{owners.LABEL}=1"}):
-            if owners.is_left_over(found["Labels"]):
-                with contextlib.suppress(APIError):
-                    self.client.api.remove_container(found["Id"], force=True, v=True)
-                    removed.append(f"container {found['Id'][:12]}")
-        for found in self.client.api.images(all=False, filters={"label": f"{owners.LABEL}.owner"}):
-            if owners.is_left_over(found["Labels"] or {}):
-                with contextlib.suppress(APIError):
-                    self.client.api.remove_image(found["Id"], force=True)
-                    removed.append(f"image {found['Id'][7:19]}")
+        for left in filter(lambda listed: listed.is_left_over, self.listed()):
+            with contextlib.suppress(APIError):
+                if left.kind == "container":
+                    self.client.api.remove_container(left.id, force=True, v=True)
+                else:
+                    self.client.api.remove_image(left.id, force=True)
+                removed.append(f"{left.kind} {left.id[:12]}")
         return removed
 
 

@@ -57,11 +57,15 @@ def labels(life_s: float) -> dict[str, str]:
     }
 
 
+def owner_in(labels: Mapping[str, str]) -> str:
+    return labels.get(f"{LABEL}.owner", "")
+
+
 def is_left_over(labels: Mapping[str, str]) -> bool:
     """Ours, and of nobody who lives: its owner died on this boot, or its time is over."""
     if labels.get(LABEL) != "1":
         return False
-    name = labels.get(f"{LABEL}.owner", "")
+    name = owner_in(labels)
     if name.partition(":")[0] == boot_id() and not is_alive(name):
         return True
     expires = labels.get(f"{LABEL}.expires", "")

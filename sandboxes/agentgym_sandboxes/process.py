@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Sequence
 
 from agentgym.errors import AgentGymError, ConfigError
-from agentgym.sandbox import SandboxLost, Spec
+from agentgym.sandbox import Listed, SandboxLost, Spec
 from agentgym_sandboxes.bubblewrap import surroundings
 from agentgym_sandboxes.wire import PYTHON, AgentBox, SocketLink, Wire
 
@@ -65,6 +65,9 @@ class Process:
             await box.close()
             raise
         return box
+
+    def listed(self) -> Sequence[Listed]:
+        return ()
 
     def reap(self) -> Sequence[str]:
         return ()
