@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> int:
         for known, (config, _) in SUBCOMMANDS.items():
             say(f"  {known:7}{(config.__doc__ or '').split('.')[0].split('(')[0].strip()}")
         say(f"\nexample: {EXAMPLE}")
-        return 0
+        raise SystemExit(0)  # as the other commands' --help
     if name not in SUBCOMMANDS:
         raise ConfigError(f"there is no `agentgym sandbox {name}`{nearest(name, SUBCOMMANDS)} There are "
                           f"{', '.join(SUBCOMMANDS)}")  # fmt: skip
