@@ -84,6 +84,11 @@ class Sandbox:
         return self._box is not None
 
     @property
+    def id(self) -> str | None:
+        """Its name at the backend (docker: the container's id); None while it does not run."""
+        return None if self._box is None else self._box.id
+
+    @property
     def sync(self) -> SyncFace:
         """The same methods, waiting instead of awaited."""
         return SyncFace(self)

@@ -153,6 +153,8 @@ class _Cell:
         return BubblewrapBox(self, f"bwrap-{self.process.pid}", wire, spec, hello["shell"].decode())
 
     def _said(self) -> str:
+        if self.errors.closed:
+            return "it has ended"
         return os.pread(self.errors.fileno(), 2000, 0).decode("utf-8", "replace").strip() or "it said nothing"
 
     async def _diagnose(self, what: str) -> AgentGymError:

@@ -145,10 +145,10 @@ class Wire:
         return self._broken
 
     def close(self) -> None:
-        self._reader.cancel()
-        self._link.close()
         if self._broken is None:
             self._broken = SandboxLost("the sandbox was closed")
+        self._reader.cancel()
+        self._link.close()
         for answers in self._waiting.values():
             answers.put_nowait(None)
 
