@@ -65,7 +65,10 @@ def begin(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.
         command = [sys.executable, "-m", "agentgym.cli", "train", *RUNS[kind], "--output", str(folder), *more]
         path = os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")])
         environment = os.environ | {"PYTHONPATH": path, "NO_COLOR": "1"}
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+        )  # fmt: skip
 
     return started
 
