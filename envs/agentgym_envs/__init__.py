@@ -5,3 +5,4 @@ from agentgym import register
 register("agentgym/Door-v0", "agentgym_envs.door.env:DoorEnv")
 register("agentgym/Lookup-v0", "agentgym_envs.lookup.env:LookupEnv")
 register("agentgym/Arithmetic-v0", "agentgym_envs.arithmetic.env:ArithmeticEnv")
+register("agentgym/Code-v0", "agentgym_envs.code.env:CodeEnv")
