@@ -5,6 +5,7 @@ it rollout/store.py's, the statistics intervals.py's and horizon.py's."""
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -101,7 +102,8 @@ async def evaluate(
         if value < 1:
             raise ConfigError(f"{name} {value}: give at least 1")
     kwargs = arguments(split, horizons, env_kwargs)
-    tasks = first_tasks(env_id, kwargs, limit * len(kwargs["horizon"]) if horizons else limit, start)
+    count = limit * len(kwargs["horizon"]) if horizons else limit
+    tasks = await asyncio.to_thread(first_tasks, env_id, kwargs, count, start)  # environments are closed in there
     slots = [
         Slot(task_id=task, attempt=attempt, group=group, seed=derive_seed(seed, task, attempt))
         for group, task in enumerate(tasks)
@@ -115,7 +117,7 @@ async def evaluate(
         open_slots = [slot for slot in slots if (slot.task_id, slot.attempt) not in kept]
         episodes = await driver.collect(open_slots, on_episode=tally)
     finally:
-        driver.close()
+        await asyncio.to_thread(driver.close)
     if store is not None:  # the record is what counts: resumed and uninterrupted give the same figures
         episodes = [e for e in store.episodes(run=run) if (e.task_id, e.attempt) in keys]
     # a world that could not be built has told the episode nothing of its task: its horizon lost it all the same
