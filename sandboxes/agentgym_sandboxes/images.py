@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import requests.exceptions
 import urllib3.exceptions
@@ -25,8 +25,10 @@ from docker.errors import APIError
 
 from agentgym.errors import ConfigError, InfrastructureError, TaskError
 from agentgym_sandboxes import recipes
-from agentgym_sandboxes.docker import Docker
 from agentgym_sandboxes.recipes import Debootstrap, Dockerfile, Root
+
+if TYPE_CHECKING:
+    from agentgym_sandboxes.docker import Docker  # which builds through this module
 
 LABEL = "agentgym.image"  # its value is the recipe's name
 BASE_LABEL = "agentgym.base"

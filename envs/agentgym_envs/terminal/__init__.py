@@ -1,0 +1,1 @@
+"""Tasks in a terminal, graded in their own container."""
