@@ -22,6 +22,7 @@ from rich.text import Text
 from agentgym.cli import say
 from agentgym.cli.options import parse
 from agentgym.errors import AgentGymError, ConfigError, nearest
+from agentgym.loop import run_sync
 from agentgym.sandbox import MIB, Backend, ExecResult, Limits, Sandbox, Spec, backend, parse_bytes
 
 EXAMPLE = "agentgym sandbox exec --backend bubblewrap --timeout 5 --memory 256m -- python3 -c 'print(6 * 7)'"
@@ -238,10 +239,12 @@ def run_build(config: BuildConfig) -> int:
         raise ConfigError(
             f"--base-map {config.base_map}: write FROM=LOCAL, such as python:3.12-slim=agentgym/base:test"
         )
-    tag = made.build(
-        source=Path(config.source) if config.source else None, debootstrap=config.debootstrap, name=config.name,
-        include=config.include, base_map=pairs, network=config.network, progress=lambda line: say(f"  {line}"),
+    source = Path(config.source) if config.source else None
+    building = made.build(
+        config.name, source, debootstrap=config.debootstrap, include=config.include, base_map=pairs,
+        network=config.network, tell=lambda line: say(f"  {line}"),
     )  # fmt: skip
+    tag = run_sync(building)
     say(tag)
     return 0
 

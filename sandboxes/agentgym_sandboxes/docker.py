@@ -11,8 +11,9 @@ import contextlib
 import socket
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import docker
@@ -26,6 +27,8 @@ from agentgym.sandbox import MIB, EngineUnreachable, Listed, SandboxExhausted, S
 from agentgym_sandboxes import owners, seccomp
 from agentgym_sandboxes.bubblewrap import surroundings
 from agentgym_sandboxes.docker_exec import ExecBox
+from agentgym_sandboxes.images import Images
+from agentgym_sandboxes.recipes import Debootstrap, Dockerfile, Root
 from agentgym_sandboxes.wire import PYTHON, AgentBox, SocketLink, Wire
 
 USER = "1000:1000"
@@ -33,6 +36,7 @@ STARTS = 6  # the engine starts six to ten a second, however many ask
 BASE_LABEL, BASE = "agentgym.base=1", "agentgym/base:"
 COMMON_IMAGE = "python:3.12-slim"
 CALL_S = 120
+BUILD_S = 3600.0
 HEADER = struct.Struct(">BxxxI")  # of the engine's multiplexed stream
 T = TypeVar("T")
 
@@ -138,6 +142,29 @@ class Docker:
         except BaseException:
             await asyncio.shield(container.remove())
             raise
+
+    async def build(
+        self,
+        name: str,
+        source: Path | None = None,
+        *,
+        debootstrap: str | None = None,
+        include: Sequence[str] = (),
+        base_map: Mapping[str, str] | None = None,
+        network: bool = False,
+        tell: Callable[[str], None] = lambda line: None,
+    ) -> str:
+        """The tag of an image made once per content: of a folder with a Dockerfile, of a root (a folder or a tar), or
+        of a Debian suite by debootstrap, with the packages of `include`. Raises what `Images.build` raises."""
+        if debootstrap is not None:
+            recipe = Debootstrap(debootstrap, tuple(include))
+        elif source is not None and (source / "Dockerfile").is_file():
+            recipe = Dockerfile(source)
+        elif source is not None and source.exists():
+            recipe = Root(source)
+        else:
+            raise ConfigError(f"{source} is neither a folder nor a tar to build an image of")
+        return await Images(self, base_map, network=network, tell=tell).build(name, recipe, timeout_s=BUILD_S)
 
     def listed(self) -> Sequence[Listed]:
         """Containers, and images that a run keeps for itself."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from agentgym.errors import ConfigError
 from agentgym.sandbox import Command, ExecResult, Output, Program, SandboxExhausted, SandboxFileError, SandboxLost, Spec
-from agentgym_sandboxes.agent import Capture
+from agentgym_sandboxes.inside.commands import Capture
 
 HEADER = struct.Struct(">BxxxI")
 DRAIN_S = 5.0

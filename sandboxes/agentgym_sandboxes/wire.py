@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,14 +17,17 @@ from typing import Any, Protocol
 from agentgym.errors import AgentGymError
 from agentgym.sandbox import Command, ExecResult, Limits, Output, Program, SandboxFileError, SandboxLost
 from agentgym.sandbox.programs import PROGRAMS
-from agentgym_sandboxes import agent
+from agentgym_sandboxes.inside import codec
 
-SOURCE = Path(agent.__file__).read_bytes()
-# What the interpreter inside is started with: the agent's source comes on its standard input, not in its arguments,
-# where every `ps` in the sandbox would show it.
-BOOT = (
-    "import os,sys\nn=int(os.read(0,8));s=b''\nwhile len(s)<n:s+=os.read(0,n-len(s))\nexec(compile(s,'agent','exec'))"
-)
+INSIDE = ("codec", "supervisor", "commands", "agent")  # in the order of their imports
+# What the interpreter inside is started with: the agent's sources come on its standard input, not in its arguments,
+# where every `ps` in the sandbox would show them. Each becomes a module under its own name.
+BOOT = """import os,sys,types
+n=int(os.read(0,8));s=b''
+while len(s)<n:s+=os.read(0,n-len(s))
+for p in s.decode().split(chr(0)):
+ k,_,c=p.partition(chr(10));m=sys.modules[k]=types.ModuleType(k);exec(compile(c,k,'exec'),m.__dict__)
+m.main()"""
 PYTHON = ("python3", "-I", "-S", "-B", "-c", BOOT)
 STDIN_CHUNK = 1 << 20
 LATE_S = 15.0  # an answer that is so much over its time never comes
@@ -59,6 +63,14 @@ class SocketLink:
         self.sock.close()
 
 
+@functools.cache
+def _sources() -> bytes:
+    """Name and source of each module that runs inside."""
+    folder = Path(codec.__file__).parent
+    modules = [f"{codec.__package__}.{name}\n{(folder / name).with_suffix('.py').read_text()}" for name in INSIDE]
+    return "\0".join(modules).encode()
+
+
 class Wire:
     """Requests to one agent. Once it breaks, `diagnose()` gives the error that everybody gets, then and later."""
 
@@ -73,7 +85,7 @@ class Wire:
 
     async def boot(self, limits: Limits, oom_file: str = "") -> dict[str, Any]:
         """Send the agent's own source, and its orders."""
-        await self._link.send(b"%8d" % len(SOURCE) + SOURCE)
+        await self._link.send(b"%8d" % len(_sources()) + _sources())
         return await self.ask("hello", life_ms=int(limits.life_s * 1000), oom_file=oom_file)
 
     async def ask(self, op: str, *, within_s: float = LATE_S, **arguments: Any) -> dict[str, Any]:
@@ -95,10 +107,10 @@ class Wire:
     async def send(self, number: int, op: str, **arguments: Any) -> None:
         if self._broken is not None:
             raise self._broken
-        body = agent.encode({"op": op, **arguments})
+        body = codec.encode({"op": op, **arguments})
         try:
             async with self._sending:
-                await self._link.send(agent.HEAD.pack(number, len(body)) + body)
+                await self._link.send(codec.HEAD.pack(number, len(body)) + body)
         except OSError as error:
             raise await self._break(str(error)) from error
 
@@ -119,14 +131,14 @@ class Wire:
         try:
             while data := await self._link.receive():
                 inbox += data
-                while len(inbox) >= agent.HEAD.size:
-                    number, length = agent.HEAD.unpack_from(inbox)
-                    if length > agent.MAX_FRAME:
+                while len(inbox) >= codec.HEAD.size:
+                    number, length = codec.HEAD.unpack_from(inbox)
+                    if length > codec.MAX_FRAME:
                         raise ValueError(f"a frame of {length} bytes")
-                    end = agent.HEAD.size + length
+                    end = codec.HEAD.size + length
                     if len(inbox) < end:
                         break
-                    answer: Any = agent.decode(bytes(inbox[agent.HEAD.size : end]))[0]
+                    answer: Any = codec.decode(bytes(inbox[codec.HEAD.size : end]))[0]
                     del inbox[:end]
                     if number in self._waiting:
                         self._waiting[number].put_nowait(answer)

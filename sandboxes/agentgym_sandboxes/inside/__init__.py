@@ -1,0 +1,1 @@
+"""What runs inside a sandbox. Its sources are sent there; see agent.py."""

@@ -1,0 +1,239 @@
+"""One running command of a sandbox, or a persistent program: its pipes, its output, its deadlines, its answer.
+
+Python >= 3.8, standard library only. Owns what happens between a request and its answer. The processes are the
+supervisor's business, the wire is the agent's."""
+
+import os
+import select
+import signal
+import time
+
+from agentgym_sandboxes.inside.supervisor import NOT_EXECUTABLE, STUBBORN_S, Supervisor, kill_everything
+
+CHUNK = 1 << 20
+DRAIN_S = 0.2  # what is waited for output after a command's end, where a child still holds its pipe
+
+
+class Capture:
+    """The first three quarters and the last quarter of a stream, of `cap` bytes in all, and how much there was."""
+
+    def __init__(self, cap):
+        self.head_cap, self.tail_cap = cap - cap // 4, cap // 4
+        self.head, self.tail, self.total = bytearray(), bytearray(), 0
+
+    def add(self, data):
+        self.total += len(data)
+        room = self.head_cap - len(self.head)
+        if room > 0:
+            self.head += data[:room]
+            data = data[room:]
+        if data:
+            self.tail += data
+            if len(self.tail) > 2 * self.tail_cap + CHUNK:
+                del self.tail[: len(self.tail) - self.tail_cap]
+
+    def take(self):
+        return {"head": self.head, "tail": self.tail[max(0, len(self.tail) - self.tail_cap) :], "total": self.total}
+
+
+class Command:
+    """One running command; or a persistent program, which is given one text after the other.
+
+    `number` is the request that is to be answered; None once it is."""
+
+    def __init__(self, agent, number, request):
+        self.agent, self.request = agent, request
+        self.session = request.get("session")
+        self.streams = "stream" in request
+        self.feed = bytearray(request.get("stdin", b""))
+        self.feed_ends = "more" not in request
+        self.out = self.err = self.input = self.ask = self.tell = self.status_fd = self.order_fd = None
+        self.begin(number, request)
+        self.open(request)
+
+    def begin(self, number, request):
+        """Time, output and memory kills count from here."""
+        self.number = number
+        self.started = time.monotonic()
+        self.deadline = self.started + request["timeout_ms"] / 1000
+        self.hard_at = self.ended_at = self.status = None
+        self.grace_s = request.get("grace_ms", 500) / 1000
+        self.captures = [Capture(request["cap"]), Capture(request["cap"])]
+        self.kills_before = self.agent.oom_kills()
+        self.timed_out = False
+        self.notes = b""
+
+    def open(self, request):
+        pipes = {"status_fd": os.pipe(), "order_fd": os.pipe()[::-1], "out": os.pipe()}
+        if "merge" not in request:
+            pipes["err"] = os.pipe()
+        if self.session is not None:
+            pipes["ask"], pipes["tell"] = os.pipe()[::-1], os.pipe()
+        if self.feed or not self.feed_ends:
+            pipes["input"] = os.pipe()[::-1]
+        theirs = {name: pair[1] for name, pair in pipes.items()}
+        null = os.open("/dev/null", os.O_RDONLY)
+        try:
+            pid = os.fork()
+            if not pid:
+                places = {0: theirs.get("input", null), 1: theirs["out"], 2: theirs.get("err", theirs["out"])}
+                if self.session is not None:
+                    places.update({8: theirs["tell"], 9: theirs["ask"]})
+                Supervisor(request, theirs["status_fd"], theirs["order_fd"], places).run()
+        except OSError as error:  # no process to be had: what earlier commands left behind is in the way
+            for pair in pipes.values():
+                os.close(pair[0])
+            self.status, self.notes = NOT_EXECUTABLE, b"cannot start a process: " + error.strerror.encode()
+            self.ended_at, self.session = self.started, None
+            return
+        finally:
+            for fd in (null, *theirs.values()):
+                os.close(fd)
+        for name, (ours, _) in pipes.items():
+            os.set_blocking(ours, False)
+            setattr(self, name, ours)
+            if name not in ("order_fd", "ask", "input"):
+                self.agent.watch(ours, select.POLLIN, self)
+        if self.feed:
+            self.agent.watch(self.input, select.POLLOUT, self)
+        if self.session is not None:
+            self.give(request)
+
+    def give(self, request):
+        """One more text for a persistent program."""
+        self.feed, self.feed_ends = bytearray(request["text"] + b"\0"), False
+        self.agent.watch(self.ask, select.POLLOUT, self)
+
+    def pour(self, request):
+        """More for the command's standard input."""
+        self.feed += request["data"]
+        self.feed_ends = "more" not in request
+        if self.input is None:
+            self.agent.answer(self.number, {"hungry": 1})
+        elif self.feed or self.feed_ends:
+            self.agent.watch(self.input, select.POLLOUT, self)
+
+    def ready(self, fd):
+        if fd == self.status_fd:
+            self.read_status()
+        elif fd in (self.out, self.err):
+            self.read_output(fd)
+        elif fd in (self.input, self.ask):
+            self.write_input(fd)
+        elif fd == self.tell:
+            self.read_turn()
+
+    def read_status(self):
+        """The command is over, and its supervisor with it."""
+        code, _, self.notes = os.read(self.status_fd, 4096).partition(b" ")
+        self.status = int(code) if code else 128 + signal.SIGKILL  # no word: the supervisor itself was killed
+        self.ended_at = time.monotonic()
+        for name in ("status_fd", "order_fd", "ask", "tell", "input"):
+            self.drop(name)
+        if self.session is not None:
+            self.agent.sessions.pop(self.session, None)
+            self.session = None
+
+    def drop(self, name):
+        fd = getattr(self, name)
+        if fd is not None:
+            setattr(self, name, None)
+            self.agent.unwatch(fd)
+            os.close(fd)
+
+    def read_output(self, fd):
+        if self.streams and self.agent.is_backed_up():
+            self.agent.unwatch(fd)
+            self.agent.waiting.append((fd, self))
+            return
+        try:
+            data = os.read(fd, 65536)
+        except BlockingIOError:
+            return
+        index = 0 if fd == self.out else 1
+        if not data:
+            self.drop("err" if index else "out")
+        elif self.number is None:
+            pass  # what a daemon says after its command's end
+        elif self.streams and not index:
+            self.agent.answer(self.number, {"chunk": data})
+        else:
+            self.captures[index].add(data)
+
+    def write_input(self, fd):
+        try:
+            del self.feed[: os.write(fd, self.feed[:65536])]
+        except BlockingIOError:
+            return
+        except OSError:  # nobody reads
+            self.feed.clear()
+            if fd == self.input:
+                self.drop("input")
+                if not self.feed_ends:
+                    self.agent.answer(self.number, {"hungry": 1})
+                return
+        if not self.feed:
+            self.agent.unwatch(fd)
+            if fd == self.input and self.feed_ends:
+                self.drop("input")
+            elif fd == self.input:
+                self.agent.answer(self.number, {"hungry": 1})
+
+    def read_turn(self):
+        """A persistent program has done what it was told, and all it printed is in the pipes."""
+        said = os.read(self.tell, 64)
+        if not said:
+            self.drop("tell")
+        elif self.number is not None:
+            for fd in (self.out, self.err):
+                while fd is not None and fd in (self.out, self.err) and is_readable(fd):
+                    self.read_output(fd)
+            self.status = int(said.split(b"\0")[0])
+            self.finish()
+
+    def tick(self, now):
+        """Act on deadlines. The time of the next one."""
+        if self.ended_at is not None:
+            if (self.out is None and self.err is None) or now >= self.ended_at + DRAIN_S:
+                self.finish()
+            return self.ended_at + DRAIN_S
+        if self.hard_at is not None and now >= self.hard_at:
+            self.hard_at = now + STUBBORN_S
+            kill_everything()
+        elif now >= self.deadline:
+            self.stop(now)
+        return min(self.deadline, self.hard_at or self.deadline)
+
+    def stop(self, now):
+        """Time is over, or the caller lost interest. A persistent program may survive its children; at first."""
+        if self.session is not None and not self.timed_out:
+            order, self.deadline = b"C", now + 2 * self.grace_s
+        else:
+            order, self.deadline = b"K%f" % self.grace_s, float("inf")
+            self.hard_at = now + self.grace_s + STUBBORN_S + 0.5
+        self.timed_out = True
+        try:
+            os.write(self.order_fd, order)
+        except OSError:
+            pass  # it has just ended
+
+    def finish(self):
+        reply = {
+            "exit_code": self.status,
+            "timed_out": self.timed_out,
+            "oom": self.agent.oom_kills() > self.kills_before,
+            "notes": self.notes,
+            "duration_us": int((time.monotonic() - self.started) * 1e6),
+            "alive": self.session is not None,
+            "out": self.captures[0].take(),
+            "err": self.captures[1].take(),
+        }
+        self.agent.answer(self.number, reply)
+        self.agent.commands.pop(self.number, None)
+        self.number = None
+
+
+def is_readable(fd):
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0)[0:1] and poll.poll(0)[0][1] & select.POLLIN)
