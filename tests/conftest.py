@@ -178,3 +178,45 @@ def register_env() -> Iterator[Callable[[type], str]]:
 @pytest.fixture
 def run_path(tmp_path: Path) -> Path:
     return tmp_path / "run.sqlite"
+
+
+@pytest.fixture(scope="session")
+def working() -> Callable[[str], Any]:
+    """A sandbox backend by name, where it works. Where CI is set a missing one fails the test; elsewhere it skips."""
+    from agentgym.errors import AgentGymError
+    from agentgym.loop import run_sync
+    from agentgym.sandbox import backend
+
+    def made(name: str) -> Any:
+        try:
+            found: Any = backend(name)
+            run_sync(found.probe())
+            if name == "docker":
+                found.default_image()
+        except (AgentGymError, ModuleNotFoundError) as error:
+            if os.environ.get("CI"):
+                pytest.fail(f"{name} does not work here: {error}")
+            pytest.skip(f"{name} does not work here: {error}")
+        return found
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def bubblewrap(working: Callable[[str], Any]) -> Any:
+    return working("bubblewrap")
+
+
+@pytest.fixture(scope="session")
+def docker_backend(working: Callable[[str], Any]) -> Any:
+    return working("docker")
+
+
+@pytest.fixture(scope="session")
+def data(request: pytest.FixtureRequest) -> Path:
+    """The folder of real benchmark data: AGENTGYM_DATA. Where CI is set its absence fails the test; else it skips."""
+    path = os.environ.get("AGENTGYM_DATA", "")
+    if not Path(path or "/nowhere").is_dir():
+        text = f"AGENTGYM_DATA is {path!r}: no folder of benchmark data"
+        pytest.fail(text) if os.environ.get("CI") else pytest.skip(text)
+    return Path(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import tarfile
 import tempfile
@@ -12,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agentgym.errors import AgentGymError
-from agentgym.loop import run_sync
-from agentgym.sandbox import Backend, Limits, Sandbox, Spec, backend
+from agentgym.sandbox import Backend, Limits, Sandbox, Spec
 
 BUSYBOX = "agentgym-test/busybox"
 OUTER_PROCESSES = 4000  # what all sandboxes of a test together may start, whatever they are limited to
@@ -30,27 +27,9 @@ def outer_limit() -> None:
                 Path(root, name, "pids.max").write_text(str(OUTER_PROCESSES))
 
 
-def working(name: str) -> Backend:
-    made = backend(name)
-    try:
-        run_sync(made.probe())
-        if name == "docker":
-            made.default_image()  # type: ignore[attr-defined]
-    except AgentGymError as error:
-        if os.environ.get("CI"):
-            pytest.fail(f"{name} does not work here: {error}")
-        pytest.skip(f"{name} does not work here: {error}")
-    return made
-
-
 @pytest.fixture(scope="session", params=["bubblewrap", "docker"])
-def isolating(request) -> Backend:
+def isolating(request: pytest.FixtureRequest, working: Callable[[str], Backend]) -> Backend:
     return working(request.param)
-
-
-@pytest.fixture(scope="session")
-def docker_backend() -> Backend:
-    return working("docker")
 
 
 @pytest.fixture

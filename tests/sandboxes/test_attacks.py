@@ -21,7 +21,7 @@ import pytest
 
 from agentgym.errors import ConfigError, PolicyError
 from agentgym.loop import run_sync
-from agentgym.sandbox import MIB, Limits, Sandbox, SandboxExhausted, SandboxFileError, SandboxLost, Spec, backend
+from agentgym.sandbox import MIB, Limits, Sandbox, SandboxExhausted, SandboxFileError, SandboxLost, Spec
 
 LOST = "ps -eo args | grep -c '[s]leep 9[0-9][0-9]' || true"
 
@@ -597,10 +597,10 @@ def test_nothing_of_a_closed_container_is_left(docker_backend):
     assert (len(api.volumes()["Volumes"] or ()), len(os.listdir("/proc/self/fd"))) <= (before[0], before[1] + 4)
 
 
-def test_as_root_bubblewrap_drops_to_a_user_of_its_own(tmp_path):
+def test_as_root_bubblewrap_drops_to_a_user_of_its_own(bubblewrap):
     if os.geteuid():
         pytest.skip("only root can drop")
-    sandbox = Sandbox(backend("bubblewrap"))
+    sandbox = Sandbox(bubblewrap)
     sandbox.sync.start()
     uid = psutil.Process(int(sandbox._box.id.removeprefix("bwrap-"))).uids().real
     sandbox.sync.close()

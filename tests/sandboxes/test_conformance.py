@@ -26,12 +26,12 @@ def test_an_image_without_python_keeps_every_rule(busybox_image, rule):
     assert result.ok, result.detail
 
 
-def test_a_backend_that_breaks_a_rule_is_told_which_and_how():
+def test_a_backend_that_breaks_a_rule_is_told_which_and_how(bubblewrap):
     class Loud(Sandbox):
         async def exec(self, command, **kwargs):
             done = await super().exec(command, **kwargs)
             return type(done)(**{**{f: getattr(done, f) for f in done.__slots__}, "stdout": done.stdout + "!"})
 
-    result = check_rule("a command's output, errors and status come back", lambda s: Loud(backend("bubblewrap"), s))
+    result = check_rule("a command's output, errors and status come back", lambda s: Loud(bubblewrap, s))
     assert not result.ok
     assert "out\\n!" in result.detail

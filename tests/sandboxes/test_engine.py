@@ -20,7 +20,7 @@ from agentgym_sandboxes.docker import Docker
 from agentgym import ConfigError
 from agentgym.errors import InfrastructureError
 from agentgym.loop import run_sync
-from agentgym.sandbox import MIB, EngineUnreachable, Limits, Sandbox, Spec, backend
+from agentgym.sandbox import MIB, EngineUnreachable, Limits, Sandbox, Spec
 
 SMALL = Spec(limits=Limits(memory_bytes=64 * MIB))
 
@@ -131,7 +131,7 @@ def test_an_owner_is_a_process_of_this_boot_with_its_start_time():
     assert not owners.is_alive("nonsense")
 
 
-def test_bubblewrap_reaps_the_groups_of_a_killed_run():
+def test_bubblewrap_reaps_the_groups_of_a_killed_run(bubblewrap):
     code = (
         "from agentgym.sandbox import *; import os, time\n"
         "s = Sandbox(backend('bubblewrap'), Spec(limits=Limits(memory_bytes=64 << 20))); s.sync.start()\n"
@@ -139,7 +139,7 @@ def test_bubblewrap_reaps_the_groups_of_a_killed_run():
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     pid = process.stdout.readline().strip()
-    made = backend("bubblewrap")
+    made = bubblewrap
     assert any(f":{pid}:" in found.owner for found in made.listed())
     process.kill()
     process.wait()

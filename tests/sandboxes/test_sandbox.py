@@ -37,11 +37,6 @@ from agentgym.sandbox import (
 SMALL = Spec(limits=Limits(memory_bytes=64 * MIB))
 
 
-@pytest.fixture
-def bubblewrap():
-    return backend("bubblewrap")
-
-
 # -- words and numbers -------------------------------------------------------------------------------------------------
 
 
@@ -104,7 +99,7 @@ def test_no_automatic_choice_is_without_isolation(monkeypatch):
     assert "apt-get install bubblewrap" in str(none.value)
 
 
-def test_without_an_engine_auto_is_bubblewrap_and_says_so(monkeypatch, caplog):
+def test_without_an_engine_auto_is_bubblewrap_and_says_so(bubblewrap, monkeypatch, caplog):
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere.sock")
     from agentgym.sandbox import backends
 
@@ -262,7 +257,7 @@ def test_an_environment_runs_its_episodes_in_sandboxes(bubblewrap):
     env.close()
 
 
-def test_a_forked_episode_continues_twice_from_one_state():
+def test_a_forked_episode_continues_twice_from_one_state(bubblewrap):
     env = make("test/Count-v0", sandbox="bubblewrap")
     env.reset(seed=1)
     env.step(assistant("", call("bash", command="mkdir d; cd d; echo 1 > here; A=5")))
