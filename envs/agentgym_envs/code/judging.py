@@ -74,22 +74,32 @@ class Judge:
             self._last = outcome, await self.run(plan())
         return self._last[1]
 
+    async def with_files(self, outcome: Outcome, work: Callable[[Sandbox], Awaitable[ExecResult]]) -> Verdict:
+        """As `on`, where `work` itself lays out a fresh sandbox and runs the trusted process."""
+        if self._last is None or self._last[0] is not outcome:
+            self._last = outcome, await _at_home(self._seated(work))
+        return self._last[1]
+
     async def run(self, plan: Plan) -> Verdict:
         """The verdict on a plan. Raises InfrastructureError where no sandbox is to be had, or one is lost."""
         payload = marshal.dumps(
             {"sources": sources(INSIDE), "child": sources(CANDIDATE), "plan": dict(plan)}, MARSHAL_VERSION
         )
-        return await _at_home(self._run(payload, plan["total_s"] + SLACK_S))
+        command = ["python3", "-I", "-S", "-B", "-c", BOOT]
+        timeout_s = plan["total_s"] + SLACK_S
 
-    async def _run(self, payload: bytes, timeout_s: float) -> Verdict:
+        async def work(sandbox: Sandbox) -> ExecResult:
+            return await sandbox.exec(command, stdin=payload, timeout_s=timeout_s, output_bytes=1 << 20)
+
+        return await _at_home(self._seated(work))
+
+    async def _seated(self, work: Callable[[Sandbox], Awaitable[ExecResult]]) -> Verdict:
         bench = _bench(self.source, self.spec)
         async with bench.seats:
             sandbox, used = bench.idle.pop() if bench.idle else (Sandbox(self.source, self.spec), 0)
             ended_well = False
             try:
-                result = await sandbox.exec(
-                    ["python3", "-I", "-S", "-B", "-c", BOOT], stdin=payload, timeout_s=timeout_s, output_bytes=1 << 20
-                )
+                result = await work(sandbox)
                 ended_well = result.exit_code in (0, 1) and not result.timed_out and not result.oom
                 ended_well = ended_well and used + 1 < self.uses and await _is_clean(sandbox)
                 return read(result)

@@ -1,0 +1,1 @@
+"""Programs with a bug, and tests that a repair must pass."""
