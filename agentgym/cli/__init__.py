@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train a policy in an environment; writes runs/<name>/ with a report",
     "eval": "measure a policy's success on held-out tasks, by horizon, with intervals",
     "check": "test environments against the contract: determinism, rewards, leaks, hostile output",
+    "score": "judge a run's episodes again, without the agent",
     "list": "show the environments that are installed",
     "show": "show a run: its figures, or an episode as a transcript",
     "play": "play an environment yourself at the terminal",

@@ -1,0 +1,100 @@
+"""`agentgym score`: judge a run's episodes again, without the agent.
+
+Owns the command and its table. How an episode is judged again is evaluation/score.py's business."""
+
+from __future__ import annotations
+
+import json as json_
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from agentgym.cli import say
+from agentgym.cli.options import parse, settings
+from agentgym.cli.show import choose_phase, find_run
+from agentgym.evaluation.intervals import wilson
+from agentgym.evaluation.score import Verdict, rescore
+from agentgym.loop import run_sync
+from agentgym.registry import make
+from agentgym.rollout.store import Store
+
+EXAMPLE = "agentgym score runs/eval-Code-v0-gold-1 --set sandbox=bubblewrap"
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Judge the stored episodes of a run again, without the agent: from their final states, with today's verifier.
+
+    Changes nothing in the run; exits with 1 where a verdict differs from the stored one."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """folder of a run, or its name under runs/"""
+    phase: str | None = None
+    """which episodes: before, after, train, eval; the last one of the run without it"""
+    limit: int | None = None
+    """the first so many episodes"""
+    set: tuple[str, ...] = ()
+    """other arguments of the environment than the run's, name=JSON: --set sandbox=bubblewrap"""
+    json: bool = False
+    """print one object per episode"""
+
+
+def main(argv: Sequence[str]) -> int:
+    config = parse(ScoreConfig, argv, "agentgym score", EXAMPLE)
+    folder = find_run(config.run)
+    told = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+    with Store(folder / "run.sqlite", readonly=True) as store:
+        phase = choose_phase(config.phase, store.runs(), folder)
+        episodes = list(store.episodes(run=phase, limit=config.limit))
+        tasks: Any = store.tasks()
+    env = make(episodes[0].env_id, **{**settings(told.get("set", ())), **settings(config.set)})
+
+    async def judged() -> list[Verdict]:
+        found = []
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True
+        ) as bar:
+            task = bar.add_task("judging", total=len(episodes))
+            async for verdict in rescore(env.unwrapped, episodes, tasks):  # type: ignore[arg-type]
+                found.append(verdict)
+                bar.advance(task)
+        return found
+
+    try:
+        verdicts = run_sync(judged())
+    finally:
+        env.close()
+    if config.json:
+        for verdict in verdicts:
+            say(json_.dumps(_as_json(verdict)))
+    else:
+        _tell(verdicts, phase)
+    return 1 if any(verdict.changed for verdict in verdicts) else 0
+
+
+def _as_json(verdict: Verdict) -> dict[str, Any]:
+    episode, score = verdict.episode, verdict.score
+    return {
+        "task_id": episode.task_id, "attempt": episode.attempt, "update": episode.update, "stored": episode.reward,
+        "reward": None if score is None else score.reward, "reward_parts": {} if score is None else dict(score.parts),
+        "changed": verdict.changed, "why": verdict.why,
+    }  # fmt: skip
+
+
+def _tell(verdicts: Sequence[Verdict], phase: str) -> None:
+    for verdict in verdicts:
+        if verdict.changed and verdict.score is not None:
+            before, after = verdict.episode.reward, verdict.score.reward
+            say(f"{verdict.episode.task_id} attempt {verdict.episode.attempt}: {before:g} -> {after:g}")
+    scored = [v for v in verdicts if v.score is not None]
+    full = sum(v.score.reward >= 1 - 1e-6 for v in scored if v.score is not None)
+    rate = wilson(full, len(scored)) if scored else None
+    told = f", success {100 * rate.rate:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]" if rate else ""
+    say(f"phase {phase}: {len(scored)} of {len(verdicts)} judged again{told}; "
+        f"{sum(v.changed for v in verdicts)} differ from the stored verdict.")  # fmt: skip
+    for verdict in [v for v in verdicts if v.score is None][:5]:
+        say(f"  not judged: {verdict.episode.task_id}: {verdict.why}")
