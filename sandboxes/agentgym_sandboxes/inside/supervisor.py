@@ -142,13 +142,9 @@ class Supervisor:
 
         placed = {number: high(fd) for number, fd in self.fds.items()}
         self.status_fd, self.order_fd = high(self.status_fd), high(self.order_fd)
-        kept = {self.status_fd, self.order_fd, *placed.values()}
-        for name in os.listdir("/proc/self/fd"):
-            if int(name) not in kept:
-                try:
-                    os.close(int(name))
-                except OSError:
-                    pass  # the listing's own
+        kept = sorted({self.status_fd, self.order_fd, *placed.values()})
+        for low, fd in zip([-1, *kept], [*kept, os.sysconf("SC_OPEN_MAX")]):
+            os.closerange(low + 1, fd)
         for number, fd in placed.items():
             os.dup2(fd, number, inheritable=True)
             os.close(fd)
