@@ -4,7 +4,7 @@
 
 Prints the tag. Packages come from where this machine takes its own (the base image's apt sources, this machine's pip
 settings), and only now: the image itself needs no network, and holds no setting of this machine. The same inputs give
-the same tag, and a tag that is there is not built again. Raises ConfigError naming what is missing, EngineUnreachable."""
+the same tag, and a tag that is there is not built again. Raises ConfigError naming what is missing."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ from agentgym_sandboxes.docker import Docker
 from agentgym.errors import ConfigError
 
 HERE = Path(__file__).parent
+BUILDER = "1"  # a change of the steps below makes another tag
 LABEL = "agentgym.terminal"
+BASE = "agentgym/base:test"
+NAME = "agentgym/terminal"
 PREFIX = "usr/local"
 STAND_INS = ("pip", "pip3", "pip3.13", "uv", "uvx", "pytest")
 LEFT_OUT = re.compile(
     r"/(site-packages|__pycache__|idlelib|turtledemo|config-3\.13[^/]*)(/|$)|/lib/python3\.13/test(/|$)|\.a$"
 )
-NAME = re.compile(r"[a-z0-9][a-z0-9.+-]+")
+PACKAGE = re.compile(r"[a-z0-9][a-z0-9.+-]+")
 APT_WORDS = re.compile(r"apt(?:-get)?\s+(?:-\S+\s+)*install\s+([^&|;\n]*)")
 PIP_WORDS = re.compile(r"pip3?\s+install\s+([^&|;\n]*)|-w\s+(\S+)|--with\s+(\S+)")
 OTHERS = {"python3-venv", "install", "update"}
@@ -40,18 +43,21 @@ OTHERS = {"python3-venv", "install", "update"}
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--python313", type=Path, required=True, help="a Python 3.13 interpreter of this machine")
-    parser.add_argument("--base", default="agentgym/base:test", help="a Debian 12 image with apt and python3")
+    parser.add_argument("--python313", type=Path, help="a Python 3.13 interpreter; one of this machine's if not given")
+    parser.add_argument("--base", default=BASE, help="a Debian 12 image with apt and python3")
     parser.add_argument("--tasks", type=Path, nargs="*", default=[], help="task folders whose files name more packages")
     parser.add_argument("--network", default="host", help="the engine's network for apt, during the build only")
-    parser.add_argument("--name", default="agentgym/terminal")
+    parser.add_argument("--name", default=NAME)
     given = parser.parse_args(arguments)
-    print(build(given.python313, given.base, given.tasks, given.network, given.name))
+    print(build(given.tasks, python=given.python313, base=given.base, network=given.network, name=given.name))
     return 0
 
 
-def build(python: Path, base: str, tasks: Iterable[Path], network: str, name: str) -> str:
+def build(
+    tasks: Iterable[Path], *, python: Path | None = None, base: str = BASE, network: str = "host", name: str = NAME
+) -> str:
     """The tag of the image, built where it is not there yet."""
+    python = python or find_python313()
     prefix = _prefix(python)
     debian, wheels = _lines("packages.txt"), _lines("requirements.txt")
     more_debian, more_wheels = asked_for(tasks)
@@ -102,8 +108,18 @@ def asked_for(folders: Iterable[Path]) -> tuple[list[str], list[str]]:
 def _names(text: str) -> Iterator[str]:
     for word in text.split():
         name = re.split(r"[=<>\[:]", word)[0].strip("'\"").lower()
-        if not word.startswith("-") and NAME.fullmatch(name):
+        if not word.startswith("-") and PACKAGE.fullmatch(name):
             yield name
+
+
+def find_python313() -> Path:
+    """A Python 3.13 that is installed here. Raises ConfigError where there is none."""
+    roots = (Path.home() / ".pyenv/versions", Path("/opt"), Path("/usr/local"), Path("/usr"))
+    for root in roots:
+        for path in sorted([*root.glob("bin/python3.13"), *root.glob("*/bin/python3.13")]):
+            if subprocess.run([path, "-c", ""], capture_output=True, check=False).returncode == 0:
+                return path
+    raise ConfigError("no Python 3.13 was found on this machine; name one with --python313 PATH")
 
 
 def _prefix(python: Path) -> Path:
@@ -123,7 +139,7 @@ def _digest(client: Any, base: str, prefix: Path, lists: list[list[str]]) -> str
     found = client.api.images(base)
     if not found:
         raise ConfigError(f"--base {base}: the engine has no such image; make one from a debootstrap folder")
-    parts = [found[0]["Id"], str(prefix.name), json.dumps(lists), Path(__file__).read_text()]
+    parts = [found[0]["Id"], str(prefix.name), json.dumps(lists), BUILDER]
     parts += [path.read_text() for path in sorted((HERE / "files").iterdir())]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 

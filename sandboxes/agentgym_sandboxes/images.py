@@ -152,7 +152,8 @@ class Images:
             repository, _, version = tag.partition(":")
             stream = kept.enter_context(_tar_stream(folder))
             changes = [f"LABEL {LABEL}={repository.removeprefix('agentgym/')} {BASE_LABEL}=1"]
-            said = self.docker.client.api.import_image_from_stream(stream, repository, version, changes=changes)
+            pieces = iter(lambda: stream.read(1 << 20), b"")  # without a length, so that it goes in chunks
+            said = self.docker.client.api.import_image_from_stream(pieces, repository, version, changes=changes)
             if "error" in str(said):
                 raise ConfigError(f"{folder}: the engine takes no image from it: {str(said)[-500:]}")
 

@@ -3,7 +3,7 @@
 
 Tests run in a child that trusts nothing which an agent may have left about (no PYTHON* variables, no site hooks, no
 plug-ins but those of the image), and that must come to its end: a process that leaves early with status 0 has passed
-nothing. What the tests started is dead before the verdict is given, so that nobody writes after the verifier."""
+nothing. Everything else that runs is dead before the verdict is given, so that nobody writes after the verifier."""
 
 import contextlib
 import ctypes
@@ -136,7 +136,6 @@ def pip(arguments):
 
 def run_tests(arguments):
     ctypes.CDLL(None).prctl(4, 0)  # PR_SET_DUMPABLE: nobody may look into, or write into, this process
-    older = processes()
     nonce = secrets.token_hex(32)
     said, says = os.pipe()
     asked, asks = os.pipe()
@@ -158,7 +157,7 @@ def run_tests(arguments):
         word = os.read(said, 4096).decode()
     except BlockingIOError:
         word = ""
-    end(older)
+    end_all()
     if not re.fullmatch(rf"{nonce} {status} \d+", word):
         return fail("the test run did not come to its end")
     if status == 0 and word.endswith(" 0"):
@@ -166,15 +165,15 @@ def run_tests(arguments):
     return status
 
 
-def processes():
-    return {int(name) for name in os.listdir("/proc") if name.isdigit()}
-
-
-def end(older):
-    """Kill every process that the tests left behind."""
+def end_all():
+    """Kill every process but this one and those above it: what the tests left behind, and services that served."""
+    kept, pid = set(), os.getpid()
+    while pid > 0:
+        kept.add(pid)
+        pid = int(stat(pid)[1])
     for _ in range(200):
-        younger = processes() - older - {os.getpid()}
-        left = [pid for pid in younger if state(pid) not in ("Z", "X", "")]
+        others = {int(name) for name in os.listdir("/proc") if name.isdigit()} - kept
+        left = [pid for pid in others if stat(pid)[0] not in ("Z", "X")]
         if not left:
             return
         for pid in left:
@@ -183,12 +182,13 @@ def end(older):
         time.sleep(0.01)
 
 
-def state(pid):
+def stat(pid):
+    """State and parent of a process; ("X", 0) where it is gone."""
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0]
+            return file.read().rpartition(")")[2].split()[:2]
     except OSError:
-        return ""
+        return "X", "0"
 
 
 def fail(text):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +64,7 @@ async def grade(sandbox: Sandbox, task: TaskFolder, docker: Any) -> Verdict:
     await sandbox.upload(task.tests, TESTS)
     script = f"{TESTS}/{task.script.name}"
     await sandbox.write(script, task.script.read_bytes(), mode=0o755)
+    laid_out = await sandbox.download(TESTS)
     env = {"HOME": "/root", **task.verifier_env}
     done = await sandbox.exec(
         ["bash", script], timeout_s=task.verifier_s, env=env, merge=True, output_bytes=OUTPUT_BYTES
@@ -70,7 +72,21 @@ async def grade(sandbox: Sandbox, task: TaskFolder, docker: Any) -> Verdict:
     if not task.services:
         await sandbox.kill_all()
     verdict = await _by_file(sandbox, done) if task.by_reward_file else _by_pytest(done)
+    if (edited := await _edited(sandbox, laid_out)) is not None:
+        verdict = Verdict(0.0, f"failed: {TESTS}/{edited} was edited while the tests ran")
     return Verdict(verdict.reward, verdict.reason, done.stdout, done.exit_code, restored)
+
+
+async def _edited(sandbox: Sandbox, laid_out: Mapping[str, bytes]) -> str | None:
+    """The first of the verifier's files that is no longer what was laid out."""
+    for name, data in laid_out.items():
+        try:
+            if await sandbox.read(f"{TESTS}/{name}", limit_bytes=len(data) + 1) == data:
+                continue
+        except SandboxFileError:
+            pass
+        return name
+    return None
 
 
 async def _by_file(sandbox: Sandbox, done: ExecResult) -> Verdict:
