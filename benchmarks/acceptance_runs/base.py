@@ -84,20 +84,20 @@ def row(no: int, setup: Setup) -> Row:
 
 
 def play(
-    setup: Setup, env_id: str, policy: Policy, *, split: str = "test", tasks: Sequence[str] | None = None, **kwargs: Any
+    setup: Setup, env_id: str, policy: Policy, *, split: str = "test", only: Sequence[str] | None = None, **kwargs: Any
 ) -> list[Episode]:
-    """One episode per task of the split (or per id of `tasks`), `setup.workers` in flight, in the order of the tasks.
+    """One episode per task of the split (or per id of `only`), `setup.workers` in flight, in the order of the tasks.
 
     Raises RuntimeError naming the first one that was not played fairly."""
     kwargs = {"split": split, "sandbox": setup.backend, **kwargs}
-    if tasks is None:
+    if only is None:
         env = make(env_id, **kwargs)
         found = env.unwrapped.tasks.split(split)
-        tasks = [found.id(index) for index in range(len(found))]
+        only = [found.id(index) for index in range(len(found))]
         env.close()
     driver = Driver(env_id, policy, run="acceptance", env_kwargs=kwargs, concurrency=setup.workers)
     try:
-        slots = [Slot(task_id, attempt=0, group=index, seed=0) for index, task_id in enumerate(tasks)]
+        slots = [Slot(task_id, attempt=0, group=index, seed=0) for index, task_id in enumerate(only)]
         episodes = run_sync(driver.collect(slots)) if slots else []
     finally:
         driver.close()

@@ -52,7 +52,7 @@ def everywhere(setup: Setup, policy: Any, layout: str, limit: int | None = None)
     return [
         episode
         for name, found in tasks.items()
-        for episode in play(setup, CODE, policy, split=name, tasks=found[::stride], **kwargs)
+        for episode in play(setup, CODE, policy, split=name, only=found[::stride], **kwargs)
     ]
 
 

@@ -119,15 +119,20 @@ def _unhurried(setup: Setup) -> Setup:
 
 @contextlib.contextmanager
 def _tasks(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
-    """The arguments of an environment over the set's tasks, laid out in a folder that goes afterwards."""
+    """The arguments of an environment over the set's tasks, laid out in a folder that goes afterwards. One image, made
+    of what the tasks of both sets ask for, stands for every base image they name."""
     with tempfile.TemporaryDirectory(prefix="agentgym-acceptance-") as folder:
-        with tarfile.open(setup.data / name / "tasks.tar.gz") as tar:
-            tar.extractall(folder, filter="data")
-        tasks = Path(folder)
-        inner = [path for path in tasks.iterdir() if path.is_dir()]
-        if len(inner) == 1 and not any((inner[0] / task).exists() for task in ("task.toml", "task.yaml")):
-            tasks = inner[0]
-        yield {"tasks": str(tasks), "base_map": {"*": build([tasks])}, "sandbox": "docker"}
+        places = {each: _laid_out(setup, each, Path(folder, each)) for each in SETS if (setup.data / each).is_dir()}
+        yield {"tasks": str(places[name]), "base_map": {"*": build(places.values())}, "sandbox": "docker"}
+
+
+def _laid_out(setup: Setup, name: str, folder: Path) -> Path:
+    with tarfile.open(setup.data / name / "tasks.tar.gz") as tar:
+        tar.extractall(folder, filter="data")
+    inner = [path for path in folder.iterdir() if path.is_dir()]
+    if len(inner) == 1 and not any((inner[0] / task).exists() for task in ("task.toml", "task.yaml")):
+        return inner[0]
+    return folder
 
 
 def _broken_build(tasks: Path, kwargs: dict[str, Any]) -> None:

@@ -164,7 +164,7 @@ def _install_debian(container: Any, names: list[str], more: list[str]) -> None:
 def _download(python: Path, names: list[str], more: list[str], folder: Path) -> None:
     """By this machine's pip, with its settings."""
     _tell(f"{len(names)} Python distributions")
-    fetch = [python, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--dest", folder]
+    fetch = [python, "-m", "pip", "download", "-qq", "--only-binary", ":all:", "--dest", folder]
     subprocess.run([*fetch, *names], check=True)
     for name in more:
         constraints = HERE / "requirements.txt"
