@@ -17,8 +17,8 @@ from agentgym_envs.code.judging import NOTHING, Judge, Verdict
 Layout = Literal["procedural", "humaneval", "mbpp", "mbpp_sanitized", "cruxeval"]
 PROCEDURAL = "procedural"
 DEMONSTRATOR: Mapping[str, float] = {
-    "notice": 0.35,  # chance to submit once no step is left; else it goes on with any line
-    "give_up": 0.15,  # chance to submit before each line while steps are left
+    "notice": 0.25,  # chance to submit once no step is left; else it goes on with any line
+    "give_up": 0.1,  # chance to submit before each line while steps are left
     "slip": 0.05,  # chance of another line at each step
 }
 LIMITS = Limits(memory_bytes=512 * MIB, processes=64, wall_s=20.0)

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from importlib.util import MAGIC_NUMBER
 from typing import Any, TypeVar
 
 from agentgym import ConfigError, Outcome
@@ -25,7 +26,9 @@ INSIDE = ("codec", "remote", "pytest_shim", "functions", "cases")  # each import
 CANDIDATE = ("codec", "child")
 BOOT = (
     "import marshal,sys\np=marshal.loads(sys.stdin.buffer.read())\n"
-    "for n,s in p['sources']:\n m=sys.modules[n]=type(sys)(n); exec(compile(s,n,'exec'),m.__dict__)\n"
+    "v=sys.modules['_frozen_importlib_external'].MAGIC_NUMBER\n"
+    "for n,s,c,w in p['sources']:\n m=sys.modules[n]=type(sys)(n)\n"
+    " exec(marshal.loads(c) if v==w else compile(s,n,'exec'),m.__dict__)\n"
     "sys.exit(m.main(p))"
 )
 MARSHAL_VERSION = 2  # which every Python reads
@@ -170,12 +173,13 @@ def read(result: ExecResult) -> Verdict:
 
 
 @cache
-def sources(names: tuple[str, ...]) -> list[list[str]]:
-    """Modules as names and texts, in the order in which they can be run; their packages are empty ones."""
+def sources(names: tuple[str, ...]) -> list[tuple[str, str, bytes, bytes]]:
+    """Modules in the order in which they can be run, their packages as empty ones: name, text, and the code that this
+    Python made of it, with the number of those who can read it: compiling takes as long as a small verdict."""
     parts = PACKAGE.split(".")
-    packages = [[".".join(parts[:count]), ""] for count in range(1, len(parts) + 1)]
-    folder = files(PACKAGE)
-    return packages + [[f"{PACKAGE}.{name}", (folder / f"{name}.py").read_text("utf-8")] for name in names]
+    texts = {".".join(parts[:count]): "" for count in range(1, len(parts) + 1)}
+    texts |= {f"{PACKAGE}.{name}": (files(PACKAGE) / f"{name}.py").read_text("utf-8") for name in names}
+    return [(name, text, marshal.dumps(compile(text, name, "exec")), MAGIC_NUMBER) for name, text in texts.items()]
 
 
 async def _at_home(work: Awaitable[T]) -> T:

@@ -55,9 +55,9 @@ def _tasks(path: str, stamp: float, repo: str) -> TaskSet:
 
 
 def _where(root: Path, name: str, commit: str) -> Path | None:
-    """The repository that has the commit: the folder itself, or one in it called owner/name, owner+name or name."""
-    owner, _, short = name.partition("/")
-    for place in (root, root / name, root / f"{owner}+{short}", root / short, root / f"{short}.git"):
+    """The repository that has the commit: the folder itself, or one in it called owner/name or name."""
+    short = name.rpartition("/")[2]
+    for place in (root, root / name, root / short, root / f"{short}.git"):
         if place.is_dir() and _git(place, "cat-file", "-e", f"{commit}^{{commit}}", check=False).returncode == 0:
             return place
     return None

@@ -23,8 +23,9 @@ WALL = 5.0  # a test may take so many times its CPU seconds on the clock: machin
 BOOT = (
     "import marshal,os,sys\n"
     "def r(n):\n b=b''\n while len(b)<n:\n  m=os.read(3,n-len(b))\n  if not m: os._exit(0)\n  b+=m\n return b\n"
-    "for n,s in marshal.loads(r(int.from_bytes(r(4),'big'))):\n"
-    " m=sys.modules[n]=type(sys)(n); exec(compile(s,n,'exec'),m.__dict__)\n"
+    "v=sys.modules['_frozen_importlib_external'].MAGIC_NUMBER\n"
+    "for n,s,c,w in marshal.loads(r(int.from_bytes(r(4),'big'))):\n"
+    " m=sys.modules[n]=type(sys)(n); exec(marshal.loads(c) if v==w else compile(s,n,'exec'),m.__dict__)\n"
     "m.main()\n"
 )
 
@@ -44,8 +45,8 @@ class Raised(Exception):
 class Candidate:
     """Asks the candidate's process, and starts another where the last one is gone."""
 
-    def __init__(self, sources: list[list[str]], solution: dict[str, Any], test_s: float, until: float) -> None:
-        """`sources` are its modules, names and texts; `until` is when all must be over, by time.monotonic()."""
+    def __init__(self, sources: list[Any], solution: dict[str, Any], test_s: float, until: float) -> None:
+        """`sources` are its modules (see judging.py); `until` is when all must be over, by time.monotonic()."""
         self.sources, self.solution, self.test_s, self.until = sources, solution, test_s, until
         self.pid: int | None = None
         self.broken = ""  # why it does not load; it is not tried again
