@@ -35,6 +35,19 @@ class Good(AgentEnv):
 """
 
 BREACHES = {
+    "planted rewards": """
+class Env(Good):
+    rubric = Rubric(believed=lambda o: float(o.final))
+    def setup(self):
+        self.files = []
+    @tool
+    def bash(self, command: str) -> str:
+        "Run a command."
+        self.files += [word for word in command.split() if word.endswith("reward.txt")]
+        return ""
+    def final(self):
+        return bool(self.files)
+""",
     "spec as JSON": """
 class Env(Good):
     def __init__(self, extra=None, **kwargs):
@@ -178,7 +191,8 @@ def test_a_shipped_environment_keeps_every_rule(env_id):
     results = check(env_id)
     assert [r.rule for r in results] == list(RULES)
     assert [f"{r.rule}: {r.detail}" for r in results if not r.passed] == []
-    assert not any("does not apply" in r.detail for r in results)
+    idle = [r.rule for r in results if "does not apply" in r.detail]
+    assert idle == ["planted rewards"]  # these have no shell
 
 
 @pytest.mark.parametrize(
