@@ -36,7 +36,6 @@ def test_the_default_run_learns_every_trained_horizon_and_goes_beyond(tmp_path: 
     assert s["greedy_after"] >= 0.94
     assert min(p["after"]["rate"] for p in s["by_horizon"] if p["trained"]) >= 0.85
     assert s["h50_before"]["value"] <= 6 < s["h50_after"]["value"]
-    assert s["seconds_train"] <= 120
 
 
 def test_the_same_seed_gives_the_same_weights_episodes_and_summary(tmp_path: Path):

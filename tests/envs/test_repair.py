@@ -118,10 +118,7 @@ def test_the_future_of_the_repository_is_nowhere_in_the_sandbox(env):
     assert "secret repair" not in seen
     assert "repaired" not in seen
     assert bash(env, "git rev-list --all --count; git stash list").strip() == "1"
-    assert (
-        bash(env, "grep -rE 'sum\\(xs\\)|test_total' / --include=*.py -l 2>/dev/null | grep -v ^/usr; echo .")
-        == ".\n"
-    )
+    assert bash(env, "grep -rE 'sum\\(xs\\)|test_total' /workspace /tmp /run /dev/shm -l; echo .") == ".\n"
 
 
 POISON = {
