@@ -55,6 +55,9 @@ class Automatic:
         self._choosing = asyncio.Lock()
         self.causes: dict[str, str] = {}  # why those before the chosen one do not work
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Automatic:
+        return self  # what is copied of an environment is its sandbox
+
     async def chosen(self) -> Backend:
         """Raises EngineUnreachable, naming every cause, where none works."""
         async with self._choosing:

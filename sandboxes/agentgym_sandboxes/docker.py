@@ -68,6 +68,9 @@ class Docker:
                     self._client = client
             return self._client
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Docker:
+        return self  # one engine: what is copied of an environment is its sandbox
+
     async def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """One call of the SDK, in a thread, its errors in our words."""
 
