@@ -31,6 +31,7 @@ class Dockerfile:
 
     folder: Path
     name: str = "Dockerfile"
+    left_out: tuple[str, ...] = ()  # entries of the folder that no build may see
 
     @property
     def path(self) -> Path:
@@ -48,6 +49,8 @@ class Dockerfile:
         patterns = ignore.read_text().splitlines() if ignore.is_file() else []
         kept = exclude_paths(str(self.folder), [p for p in patterns if p.strip()], dockerfile=self.name)
         for name in sorted(kept):
+            if Path(name).parts and Path(name).parts[0] in self.left_out:
+                continue
             yield self.folder / name
 
 

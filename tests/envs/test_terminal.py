@@ -229,6 +229,14 @@ def test_the_layout_of_terminal_bench_1_is_judged_by_status_and_summary(opened):
     assert play(env, "echo '==== 2 passed in 0.01s ====' > greeting; cat greeting")[0] == 0.0
 
 
+def test_an_image_of_terminal_bench_1_holds_neither_tests_nor_solution_whatever_its_dockerfile_copies(opened):
+    pytest.importorskip("yaml")
+    env = opened({**TB1, "Dockerfile": "FROM nowhere.example/base:1\nWORKDIR /app\nCOPY . /app\n", "given": "x\n"})
+    env.reset(seed=0, options={"task": 0})
+    told = env.step(assistant("", call("bash", command="ls")))[0]["messages"][0]["content"]
+    assert told.split() == ["Dockerfile", "given"]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "complaint"),
     [

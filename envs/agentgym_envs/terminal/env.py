@@ -102,7 +102,8 @@ class TerminalEnv(BashTool, SandboxEnv):
 
         docker: Any = self.backend
         images = Images(docker, self.base_map, network=self.build_network)
-        image = await images.build("task", Dockerfile(folder.environment), timeout_s=folder.build_s)
+        recipe = Dockerfile(folder.environment, left_out=folder.left_out)
+        image = await images.build("task", recipe, timeout_s=folder.build_s)
         found = await docker.call(docker.client.api.inspect_image, image)
         engine = await docker.call(docker.client.api.info)
         limits = Limits(

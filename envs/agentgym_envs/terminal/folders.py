@@ -19,6 +19,7 @@ from agentgym.sandbox import parse_bytes
 OVERLAY = Path(__file__).parent / "overlay.toml"
 ROWS = ("services", "system")
 GIB = 1 << 30
+NOT_THE_AGENTS = ("tests", "solution.sh", "run-tests.sh", "task.yaml", "docker-compose.yaml")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class TaskFolder:
     cpus: float = 1.0
     memory_bytes: int = 2 * GIB
     disk_bytes: int = 10 * GIB
+    left_out: tuple[str, ...] = ()  # of the environment's folder: what the image must not hold
     verifier_env: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     services: bool = False
@@ -130,7 +132,7 @@ def terminal_bench_1(folder: Path, row: Mapping[str, bool] | None = None) -> Tas
         solution=solution if solution.is_file() else None,
         agent_s=fields.seconds("max_agent_timeout_sec", 360.0),
         verifier_s=fields.seconds("max_test_timeout_sec", 60.0),
-        verifier_env={"TEST_DIR": "/tests"},
+        verifier_env={"TEST_DIR": "/tests"}, left_out=NOT_THE_AGENTS,
         metadata={name: fields.text(name, "") for name in ("difficulty", "category")}, **_row(folder, row),
     )  # fmt: skip
 
