@@ -268,7 +268,11 @@ class Job:
         config, p = self.config, self.progress
         before, after, seconds = p["before"], p["after"], p["seconds"]
         train_s = p.get("seconds_train", 0.0)
-        tokens = sum(e.ledger.num_sampled for e in self.store.episodes(run="train") if e.ledger is not None)
+        tokens, env_s, policy_s = 0, 0.0, 0.0
+        for episode in self.store.episodes(run="train"):
+            tokens += episode.ledger.num_sampled if episode.ledger is not None else 0
+            env_s += sum(turn.env_s for turn in episode.turns)
+            policy_s += sum(turn.policy_s for turn in episode.turns)
         return {
             "env": config.env,
             "seed": config.seed,
@@ -291,6 +295,7 @@ class Job:
             "seconds_total": sum(seconds.values()) + train_s,
             "peak_rss_bytes": p["peak_rss_bytes"],
             "tokens_per_second": tokens / train_s if train_s else 0.0,
+            "env_share": env_s / (env_s + policy_s) if env_s + policy_s else 0.0,
             "versions": versions(),
             "config": as_dict(config),
         }

@@ -43,7 +43,7 @@ def test_the_same_seed_gives_the_same_weights_episodes_and_summary(tmp_path: Pat
     one, two = (trained(tmp_path / name, *args) for name in ("one", "two"))
     assert one["weights"] == two["weights"]
     assert episodes(tmp_path / "one") == episodes(tmp_path / "two")
-    timed = {k for k in one if k.startswith("seconds")} | {"peak_rss_bytes", "tokens_per_second", "config"}
+    timed = {k for k in one if k.startswith("seconds")} | {"peak_rss_bytes", "tokens_per_second", "env_share", "config"}
     assert {k: v for k, v in one.items() if k not in timed} == {k: v for k, v in two.items() if k not in timed}
 
 
