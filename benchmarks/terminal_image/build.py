@@ -26,7 +26,7 @@ from agentgym_sandboxes.docker import Docker
 from agentgym.errors import ConfigError
 
 HERE = Path(__file__).parent
-BUILDER = "1"  # a change of the steps below makes another tag
+BUILDER = "2"  # a change of the steps below makes another tag
 LABEL = "agentgym.terminal"
 BASE = "agentgym/base:test"
 NAME = "agentgym/terminal"
@@ -82,7 +82,7 @@ def build(
             "rm -rf /tmp/* /root/.cache; mkdir -p /logs /app; ldconfig; git config --system init.defaultBranch master",
         )
         repository, _, version = tag.rpartition(":")
-        container.commit(repository, version, changes=[f"LABEL {LABEL}=1", 'CMD ["bash"]'])
+        container.commit(repository, version, changes=[f"LABEL {LABEL}=1 agentgym.base=", 'CMD ["bash"]'])
     finally:
         container.remove(force=True, v=True)
     return tag

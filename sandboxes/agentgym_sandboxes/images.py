@@ -104,7 +104,7 @@ class Images:
             said = self.docker.client.api.build(
                 fileobj=file, custom_context=True, dockerfile=recipe.name, tag=tag, rm=True, forcerm=True, decode=True,
                 pull=False, network_mode="default" if self.network else "none", timeout=max(1, int(timeout_s)),
-                labels={LABEL: tag.partition(":")[0].removeprefix("agentgym/")},
+                labels={LABEL: tag.partition(":")[0].removeprefix("agentgym/"), BASE_LABEL: ""},  # never the default
             )  # fmt: skip
             try:
                 for line in said:

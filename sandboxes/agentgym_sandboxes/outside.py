@@ -17,6 +17,7 @@ from typing import Any
 from agentgym.sandbox import Sandbox
 from agentgym_sandboxes import owners
 from agentgym_sandboxes.docker import Docker
+from agentgym_sandboxes.images import BASE_LABEL
 
 KEPT = "agentgym.kept"
 CHANGED, ADDED, REMOVED = 0, 1, 2  # the engine's numbers
@@ -135,7 +136,7 @@ def _is_folder(api: Any, container: str, path: str) -> bool:
 
 async def keep(docker: Docker, sandbox: Sandbox, name: str) -> str:
     """The container as it is, as an image that outlives this run (`agentgym.kept`): its id. Processes are not in it."""
-    changes = [f"LABEL {KEPT}={name} {owners.LABEL}= {owners.LABEL}.owner= {owners.LABEL}.expires="]
+    changes = [f"LABEL {KEPT}={name} {owners.LABEL}= {owners.LABEL}.owner= {owners.LABEL}.expires= {BASE_LABEL}="]
     return (await docker.call(docker.client.api.commit, sandbox.id, changes=changes))["Id"]
 
 

@@ -19,7 +19,7 @@ from docker.utils.build import exclude_paths
 
 from agentgym.errors import ConfigError, TaskError
 
-BUILDER = "1"  # a change of how images are made makes other tags
+BUILDER = "2"  # a change of how images are made makes other tags
 MTIME = 1_704_067_200  # of every file of a build: 2024-01-01, so that equal content gives equal layers
 _FROM = re.compile(r"^(\s*FROM\s+(?:--platform=\S+\s+)?)(\S+)((?:\s+AS\s+(\S+))?\s*)$", re.IGNORECASE)
 _ARG = re.compile(r"^\s*ARG\s+(\w+)=(\S+)\s*$", re.IGNORECASE)

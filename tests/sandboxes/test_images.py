@@ -106,6 +106,12 @@ def test_a_build_past_its_time_ends_and_leaves_nothing(images, recipe, docker_ba
     assert num_left(docker_backend, slow.text().splitlines()[1].split()[-1]) == 0
 
 
+def test_an_image_that_stands_on_the_default_one_does_not_become_the_default(images, recipe, docker_backend):
+    before = docker_backend.default_image()
+    run_sync(images.build("test-later", recipe()))
+    assert docker_backend.default_image() == before
+
+
 def test_a_cached_image_is_no_runs_and_outlives_the_reaper(images, recipe, docker_backend):
     tag = run_sync(images.build("test-kept", recipe()))
     docker_backend.reap()
