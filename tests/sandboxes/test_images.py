@@ -102,7 +102,7 @@ def test_a_build_past_its_time_ends_and_leaves_nothing(images, recipe, docker_ba
     began = time.monotonic()
     with pytest.raises(InfrastructureError, match="longer than 2 s"):
         run_sync(images.build("test-slow", slow, timeout_s=2))
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 40  # of the 60 that it would take
     assert num_left(docker_backend, slow.text().splitlines()[1].split()[-1]) == 0
 
 
