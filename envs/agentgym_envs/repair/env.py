@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import marshal
 from collections.abc import Iterable
@@ -78,7 +79,8 @@ class RepairEnv(BashTool, SandboxEnv):
         self.prepared = False
         data = self.task.data
         if data["layout"] == "repository":
-            laid_out = dict(repository.tree(data["repo"], data["commit"]).files)
+            tree = await asyncio.to_thread(repository.tree, data["repo"], data["commit"])  # kept from then on
+            laid_out = dict(tree.files)
         else:
             laid_out = {name: text.encode() for name, text in self.task.files.items()}
         await self.open_sandbox(laid_out)
@@ -172,7 +174,7 @@ class RepairEnv(BashTool, SandboxEnv):
 
     async def _judged(self, sandbox: Sandbox, data: Any, repair: str) -> Any:
         """In a fresh sandbox: the commit's files, the repair, the tests. The result is read from outside."""
-        tree = repository.tree(data["repo"], data["commit"])
+        tree = await asyncio.to_thread(repository.tree, data["repo"], data["commit"])
         await sandbox.upload(tree.files)
         await lay_out(sandbox, tree, git=False)
         given = {name: data[name] for name in ("test_patch", "run_files", "wanted", "kept", "total_s")}

@@ -36,7 +36,7 @@ def main(payload):
     found = run(payload)
     fooled = [name for name in canaries if found.get(name) != "failed"]
     results = [[test, "failed" if fooled else outcome(test, found)] for test in payload["wanted"]]
-    return say(told, results, "tests that fail were reported as something else" if fooled else "")
+    return say(told, results, "tests that must fail were not reported as failed" if fooled else "")
 
 
 def apply(diff, more):
@@ -47,7 +47,7 @@ def apply(diff, more):
 
 def hide(name):
     """A test that fails, at the end of a test file, under a name like any other; and its id."""
-    if not os.path.isfile(name):
+    if not (name.endswith(".py") and os.path.isfile(name)):
         return
     word = "".join(secrets.choice("abcdefghijklmnoprstuvw") for _ in range(9))
     left = secrets.randbelow(900)
@@ -61,7 +61,7 @@ def run(payload):
     token = secrets.token_hex(16)
     reading, writing = os.pipe()
     order = marshal.dumps({"token": token, "files": payload["run_files"], "fd": writing, "shim": payload["shim"]})
-    argv = [sys.executable, "-s", "-B", "-c", payload["tests"]]
+    argv = [sys.executable, "-I", "-B", "-c", payload["tests"]]
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, pass_fds=(writing,), start_new_session=True,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     os.close(writing)
