@@ -39,8 +39,8 @@ def goes_on(sandbox) -> None:
 
 
 def num_processes(sandbox) -> int:
-    """Besides the agent, its supervisor, the shell and what counts."""
-    return int(run(sandbox, "ls -d /proc/[0-9]* | wc -l").stdout) - 4
+    """Besides the agent, two supervisors (one waits), the shell and what counts."""
+    return int(run(sandbox, "ls -d /proc/[0-9]* | wc -l").stdout) - 5
 
 
 # -- time-outs: everything that was started is gone --------------------------------------------------------------------
@@ -82,7 +82,7 @@ except RuntimeError as error: print(error)
     goes_on(sandbox)
 
 
-@pytest.mark.parametrize("kill", ["-9 -1", "-9 1", "-STOP 1", "-TERM 1", "-INT 1", "-HUP 1"])
+@pytest.mark.parametrize("kill", ["-9 -1", "-STOP -1", "-9 1", "-STOP 1", "-TERM 1", "-INT 1", "-HUP 1"])
 def test_a09_a10_the_agent_survives_a_kill(sandbox, kill):
     run(sandbox, f"kill {kill}; sleep 0.1")
     goes_on(sandbox)
@@ -576,25 +576,26 @@ def _unpack(sandbox, data: bytes) -> None:
 
 def test_descriptors_stay_level_over_a_hundred_sandboxes(isolating):
     before = None
-    for index in range(100 if isolating.name == "bubblewrap" else 12):
+    count, settled = (100, 5) if isolating.name == "bubblewrap" else (16, 10)  # connections are kept for the next call
+    for index in range(count):
         sandbox = Sandbox(isolating, Spec(limits=Limits(memory_bytes=64 * MIB)))
         sandbox.sync.exec(["true"])
         sandbox.sync.close()
-        if index == 5:
+        if index == settled:
             before = len(os.listdir("/proc/self/fd")), threading.active_count()
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
 
 
 def test_nothing_of_a_closed_container_is_left(docker_backend):
     api = docker_backend.client.api
-    before = len(api.volumes()["Volumes"] or ()), len(os.listdir("/proc/self/fd"))
-    for _ in range(5):
+    before = len(api.volumes()["Volumes"] or ())
+    for _ in range(3):
         sandbox = Sandbox(docker_backend, Spec(limits=Limits(memory_bytes=64 * MIB)))
         sandbox.sync.exec(["true"])
         id = sandbox._box.id
         sandbox.sync.close()
         assert all(found["Id"] != id for found in api.containers(all=True))
-    assert (len(api.volumes()["Volumes"] or ()), len(os.listdir("/proc/self/fd"))) <= (before[0], before[1] + 4)
+    assert len(api.volumes()["Volumes"] or ()) == before
 
 
 def test_as_root_bubblewrap_drops_to_a_user_of_its_own(bubblewrap):

@@ -13,7 +13,7 @@ import stat
 import time
 
 from agentgym_sandboxes.inside.codec import HEAD, MAX_FRAME, decode, encode
-from agentgym_sandboxes.inside.commands import CHUNK, Command
+from agentgym_sandboxes.inside.commands import CHUNK, Command, Spare
 from agentgym_sandboxes.inside.supervisor import adopt, hide, kill_everything, reap, reaped, wake_on_children
 
 
@@ -27,6 +27,7 @@ class Agent:
         self.sessions = {}
         self.waiting = []  # streams that pause until the answers before them are taken
         self.inbox, self.outbox = bytearray(), bytearray()
+        self.spare = None  # the next command's supervisor
         self.oom_file = None
         self.dies_at = float("inf")
 
@@ -37,6 +38,19 @@ class Agent:
     def unwatch(self, fd):
         if self.owners.pop(fd, None) is not None:
             self.poll.unregister(fd)
+
+    def new_spare(self):
+        try:
+            return Spare(self)
+        except OSError:
+            return None
+
+    def a_spare(self, session):
+        """A supervisor for the next command. Raises OSError where none can be had."""
+        if session:
+            return Spare(self, session=True)
+        spare, self.spare = self.spare, None
+        return spare or Spare(self)
 
     def is_backed_up(self):
         return len(self.outbox) > 4 * CHUNK
@@ -58,6 +72,8 @@ class Agent:
         for fd in (0, wake):
             self.watch(fd, select.POLLIN, self)
         while True:
+            if self.spare is None:
+                self.spare = self.new_spare()
             now = time.monotonic()
             if now >= self.dies_at:
                 return

@@ -8,7 +8,8 @@ import select
 import signal
 import time
 
-from agentgym_sandboxes.inside.supervisor import NOT_EXECUTABLE, STUBBORN_S, Supervisor, kill_everything
+from agentgym_sandboxes.inside.codec import encode
+from agentgym_sandboxes.inside.supervisor import LENGTH, NOT_EXECUTABLE, STUBBORN_S, Supervisor, kill_everything
 
 CHUNK = 1 << 20
 DRAIN_S = 0.2  # what is waited for output after a command's end, where a child still holds its pipe
@@ -36,6 +37,56 @@ class Capture:
         return {"head": self.head, "tail": self.tail[max(0, len(self.tail) - self.tail_cap) :], "total": self.total}
 
 
+class Spare:
+    """A supervisor that waits for its command, and our ends of its pipes. Raises OSError where none can be had."""
+
+    def __init__(self, agent, session=False):
+        self.agent = agent
+        self.pipes = {"out": os.pipe(), "err": os.pipe(), "status_fd": os.pipe()}
+        self.pipes.update(order_fd=os.pipe()[::-1], input=os.pipe()[::-1])
+        places = {0: "input", 1: "out", 2: "err"}
+        if session:
+            self.pipes.update(tell=os.pipe(), ask=os.pipe()[::-1])
+            places.update({8: "tell", 9: "ask"})
+        theirs = {name: pair[1] for name, pair in self.pipes.items()}
+        try:
+            self.pid = os.fork()
+            if not self.pid:
+                fds = {number: theirs[name] for number, name in places.items()}
+                Supervisor(theirs["status_fd"], theirs["order_fd"], fds).run()
+        except OSError:
+            for ours, _ in self.pipes.values():
+                os.close(ours)
+            raise
+        finally:
+            for fd in theirs.values():
+                os.close(fd)
+        self.fds = {name: ours for name, (ours, _) in self.pipes.items()}
+        agent.watch(self.fds["status_fd"], select.POLLIN, self)
+
+    def ready(self, fd):
+        """It has ended, unasked: a command killed all it could."""
+        self.agent.spare = None
+        self.agent.unwatch(fd)
+        for ours in self.fds.values():
+            os.close(ours)
+
+    def take(self, request):
+        """Our ends of the pipes of a command that is now started."""
+        self.agent.unwatch(self.fds["status_fd"])
+        try:
+            os.kill(self.pid, signal.SIGCONT)  # a command may have stopped it
+            body = encode(request)
+            data = memoryview(LENGTH.pack(len(body)) + body)
+            while data:
+                data = data[os.write(self.fds["order_fd"], data) :]
+        except OSError:
+            pass  # it has just been killed: its status will say so
+        for ours in self.fds.values():
+            os.set_blocking(ours, False)
+        return self.fds
+
+
 class Command:
     """One running command; or a persistent program, which is given one text after the other.
 
@@ -45,7 +96,7 @@ class Command:
         self.agent, self.request = agent, request
         self.session = request.get("session")
         self.streams = "stream" in request
-        self.feed = bytearray(request.get("stdin", b""))
+        self.feed = bytearray(request.pop("stdin", b""))
         self.feed_ends = "more" not in request
         self.out = self.err = self.input = self.ask = self.tell = self.status_fd = self.order_fd = None
         self.begin(number, request)
@@ -64,37 +115,21 @@ class Command:
         self.notes = b""
 
     def open(self, request):
-        pipes = {"status_fd": os.pipe(), "order_fd": os.pipe()[::-1], "out": os.pipe()}
-        if "merge" not in request:
-            pipes["err"] = os.pipe()
-        if self.session is not None:
-            pipes["ask"], pipes["tell"] = os.pipe()[::-1], os.pipe()
         if self.feed or not self.feed_ends:
-            pipes["input"] = os.pipe()[::-1]
-        theirs = {name: pair[1] for name, pair in pipes.items()}
-        null = os.open("/dev/null", os.O_RDONLY)
+            request["input"] = 1
         try:
-            pid = os.fork()
-            if not pid:
-                places = {0: theirs.get("input", null), 1: theirs["out"], 2: theirs.get("err", theirs["out"])}
-                if self.session is not None:
-                    places.update({8: theirs["tell"], 9: theirs["ask"]})
-                Supervisor(request, theirs["status_fd"], theirs["order_fd"], places).run()
+            fds = self.agent.a_spare(self.session is not None).take(request)
         except OSError as error:  # no process to be had: what earlier commands left behind is in the way
-            for pair in pipes.values():
-                os.close(pair[0])
             self.status, self.notes = NOT_EXECUTABLE, b"cannot start a process: " + error.strerror.encode()
             self.ended_at, self.session = self.started, None
             return
-        finally:
-            for fd in (null, *theirs.values()):
-                os.close(fd)
-        for name, (ours, _) in pipes.items():
-            os.set_blocking(ours, False)
-            setattr(self, name, ours)
-            if name not in ("order_fd", "ask", "input"):
-                self.agent.watch(ours, select.POLLIN, self)
-        if self.feed:
+        for name, fd in fds.items():
+            setattr(self, name, fd)
+            if name in ("out", "err", "status_fd", "tell"):
+                self.agent.watch(fd, select.POLLIN, self)
+        if "input" not in request:
+            self.drop("input")
+        elif self.feed:
             self.agent.watch(self.input, select.POLLOUT, self)
         if self.session is not None:
             self.give(request)

@@ -11,12 +11,16 @@ import os
 import resource
 import select
 import signal
+import struct
 import time
+
+from agentgym_sandboxes.inside.codec import decode
 
 CHUNK = 1 << 20
 STUBBORN_S = 2.0  # what a supervisor gets to kill its tree, over the grace it was given
 SET_DUMPABLE, SET_CHILD_SUBREAPER = 4, 36
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
+LENGTH = struct.Struct("!I")  # before a supervisor's request
 FIRST_HIGH = 20  # descriptors below are the command's
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -112,12 +116,13 @@ def find_program(name, path):
 
 
 class Supervisor:
-    """The process between the agent and one command. It never returns to the agent's code."""
+    """The process between the agent and one command. It is forked before there is a command, so that nobody waits for
+    that, and never returns to the agent's code."""
 
-    def __init__(self, request, status_fd, order_fd, fds):
+    def __init__(self, status_fd, order_fd, fds):
         """`fds` are the command's: its number -> ours."""
-        self.request, self.fds = request, fds
-        self.status_fd, self.order_fd = status_fd, order_fd
+        self.status_fd, self.order_fd, self.fds = status_fd, order_fd, fds
+        self.request = {}
         self.main = 0
 
     def run(self):
@@ -125,6 +130,7 @@ class Supervisor:
             self.rearrange()
             wake = wake_on_children()
             adopt()
+            self.request = self.receive()
             try:
                 self.start()
             except OSError as error:
@@ -149,6 +155,16 @@ class Supervisor:
             os.dup2(fd, number, inheritable=True)
             os.close(fd)
 
+    def receive(self):
+        """What is to be run; ends this process where the agent wants nothing any more."""
+        data = b""
+        while len(data) < LENGTH.size or len(data) < LENGTH.size + LENGTH.unpack_from(data)[0]:
+            more = os.read(self.order_fd, CHUNK)
+            if not more:
+                os._exit(0)
+            data += more
+        return decode(data, LENGTH.size)[0]
+
     def start(self):
         request = self.request
         if "user" in request:
@@ -159,6 +175,10 @@ class Supervisor:
             os.chdir(request["cwd"])
         except OSError as error:
             raise OSError(errno.EPERM, f"cannot enter {os.fsdecode(request['cwd'])}: {error.strerror}") from None
+        if "input" not in request:
+            os.dup2(os.open("/dev/null", os.O_RDONLY), 0, inheritable=True)
+        if "merge" in request:
+            os.dup2(1, 2, inheritable=True)
         self.main = os.fork() if "action" in request else self.spawn(request)
         if not self.main:
             act(request)
