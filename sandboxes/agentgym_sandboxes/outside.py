@@ -25,6 +25,15 @@ COMMANDS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin
 TRUSTED = (*COMMANDS[:-1], "/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/local/lib",
            "/usr/libexec", "/opt/agentgym", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d",
            "/etc/environment", "/etc/profile", "/etc/profile.d", "/etc/bash.bashrc")  # fmt: skip
+PROGRAMS = frozenset({  # a verifier's script is made of these; what else a task has the agent build is its work
+    "[", "apt", "apt-get", "awk", "basename", "bash", "cat", "chmod", "chown", "cmp", "cp", "curl", "cut", "dash",
+    "date", "diff", "dirname", "dpkg", "dpkg-query", "echo", "egrep", "env", "expr", "false", "fgrep", "find", "gawk",
+    "git", "grep", "gzip", "head", "id", "kill", "ldconfig", "ln", "ls", "mawk", "mkdir", "mktemp", "mv", "pgrep",
+    "pip", "pip3", "pkill", "printf", "ps", "pytest", "python", "python3", "readlink", "realpath", "rm", "rmdir",
+    "sed", "sh", "sleep", "sort", "stat", "tail", "tar", "tee", "test", "timeout", "touch", "tr", "true", "uniq",
+    "uv", "uvx", "wc", "xargs",
+})  # fmt: skip
+PACKAGES = frozenset({"_pytest", "pytest", "pluggy", "iniconfig", "packaging", "pygments", "ctrf", "pytest_json_ctrf"})
 NEVER_ADDED = {"/etc/ld.so.preload", "/conftest.py", "/pytest.ini", "/.pytest.ini", "/tox.ini", "/setup.cfg",
                "/pyproject.toml", "/setup.py"}  # fmt: skip
 HOOKS = {"sitecustomize.py", "usercustomize.py"}
@@ -49,13 +58,8 @@ def to_put_back(found: Iterable[Change]) -> list[str]:
     """Paths of the image's own that were changed or removed, among those that a verifier stands on."""
     found = list(found)
     parents = {str(parent) for change in found for parent in PurePosixPath(change.path).parents}
-    return [
-        change.path
-        for change in found
-        if change.kind != ADDED
-        and _below(change.path, TRUSTED)
-        and (change.kind == REMOVED or change.path not in parents)
-    ]
+    own = [change for change in found if change.kind != ADDED and _stands_on(change.path)]
+    return [change.path for change in own if change.kind == REMOVED or change.path not in parents]
 
 
 def to_take_away(found: Iterable[Change]) -> list[str]:
@@ -74,10 +78,21 @@ def hiding(found: Iterable[Change], programs: Iterable[str]) -> list[str]:
     """Added programs that stand before, or in the place of, one of the image of the same name. `programs` are the full
     paths of all there are now."""
     added = {change.path for change in found if change.kind == ADDED}
-    own = {PurePosixPath(path).name for path in programs if path not in added}
+    own = {PurePosixPath(path).name for path in programs if path not in added and _stands_on(path)}
     inside = (PurePosixPath(path) for path in added)
     hidden = {str(path) for path in inside if str(path.parent) in COMMANDS and path.name in own}
     return sorted(hidden | {path for path in added if path == "/root/.local/bin/env"})
+
+
+def _stands_on(path: str) -> bool:
+    """Whether a verifier stands on this file or folder of an image."""
+    parts = PurePosixPath(path).parts
+    if str(PurePosixPath(path).parent) in COMMANDS:
+        return parts[-1] in PROGRAMS or parts[-1].startswith("python3")
+    for name in ("site-packages", "dist-packages"):
+        if name in parts[:-1]:
+            return parts[parts.index(name) + 1].split("-")[0].lower() in PACKAGES
+    return _below(path, TRUSTED)
 
 
 def _below(path: str, places: Iterable[str]) -> bool:
