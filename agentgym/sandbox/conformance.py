@@ -163,7 +163,7 @@ def _timeout(sandbox: Sandbox) -> None:
     started = time.monotonic()
     done = _run(sandbox, "echo first; sleep 61 & setsid sleep 62 & sleep 63", timeout_s=0.5)
     _is((done.timed_out, done.stdout), (True, "first\n"), "result")
-    if time.monotonic() - started > 8:
+    if time.monotonic() - started > 40:
         raise Broken(f"it took {time.monotonic() - started:.1f} s")
     if _carrier(sandbox) != "exec":
         _is(_run(sandbox, PROCESSES).stdout.split(), [], "processes left")
@@ -181,7 +181,7 @@ done
 def _background(sandbox: Sandbox) -> None:
     started = time.monotonic()
     _is(_run(sandbox, "sleep 60 >/dev/null 2>&1 & echo hi").stdout, "hi\n", "output")
-    if time.monotonic() - started > 5:
+    if time.monotonic() - started > 40:
         raise Broken(f"it took {time.monotonic() - started:.1f} s")
 
 
