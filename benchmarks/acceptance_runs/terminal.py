@@ -58,7 +58,7 @@ CHEATS = {"writes the reward": PLANT, "edits the tests": EDIT, "reads the soluti
 @run(9, "terminal_bench_2")
 def terminal_bench_2(setup: Setup) -> Found:
     """Nothing done earns 0, the task's own solution 1."""
-    return _nothing_and_gold(setup, "terminal_bench_2")
+    return _nothing_and_gold(_unhurried(setup), "terminal_bench_2")
 
 
 @run(10, "evoeval_tb1")
@@ -69,7 +69,7 @@ def evoeval_tb1(setup: Setup) -> Found:
 def _nothing_and_gold(setup: Setup, name: str) -> Found:
     with _tasks(setup, name) as kwargs:
         empty = play(setup, TERMINAL, Nop(), **kwargs)
-        oracle = play(_unhurried(setup), TERMINAL, Gold(), **kwargs)
+        oracle = play(setup, TERMINAL, Gold(), **kwargs)
     count, earned, solved = len(oracle), sum(episode.reward > 0 for episode in empty), num_solved(oracle)
     missed = [_name(episode) for episode in oracle if not episode.success]
     missed += [_name(episode) for episode in empty if episode.reward > 0]
@@ -90,7 +90,7 @@ def isolation(setup: Setup) -> Found:
             continue
         with _tasks(setup, name) as kwargs:
             for way, commands in CHEATS.items():
-                played = play(_unhurried(setup), TERMINAL, Scripted(_script(commands)), **kwargs)
+                played = play(setup, TERMINAL, Scripted(_script(commands)), **kwargs)
                 episodes += len(played)
                 rewarded += [f"{_name(episode)} {way}" for episode in played if episode.reward > 0]
             _broken_build(Path(kwargs["tasks"]), kwargs)
