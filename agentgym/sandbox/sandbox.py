@@ -9,15 +9,13 @@ import asyncio
 import contextlib
 import copy
 import functools
-import io
-import stat
-import tarfile
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, ParamSpec, TypeVar, cast
 
 from agentgym.errors import ConfigError, PolicyError
 from agentgym.loop import event_loop, run_sync
+from agentgym.sandbox import archive
 from agentgym.sandbox.contract import (
     MIB,
     Backend,
@@ -33,7 +31,6 @@ from agentgym.sandbox.contract import (
 from agentgym.sandbox.programs import PROGRAMS
 
 MAX_ARGUMENT = 120_000  # the kernel refuses 131,072 bytes in one
-MAX_MEMBERS = 100_000
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -127,7 +124,7 @@ class Sandbox:
             if snapshot is not None and snapshot.files:
                 await box.unpack(box.workdir, snapshot.files)
             if self._first_files:
-                await box.unpack(box.workdir, _tar(self._first_files))
+                await box.unpack(box.workdir, archive.of_files(self._first_files))
         except BaseException:
             await asyncio.shield(box.close())
             raise
@@ -270,7 +267,7 @@ class Sandbox:
         """Put files (relative name -> content), or a folder of this machine, into a folder of the sandbox.
 
         Raises ConfigError naming an entry that is absolute, leaves the folder, or is no file or folder."""
-        tar = _tar(files) if isinstance(files, Mapping) else _tar_of_folder(Path(files))
+        tar = archive.of_files(files) if isinstance(files, Mapping) else archive.of_folder(Path(files))
         box = await self._running()
         await box.unpack(_path(box, to), tar)
 
@@ -281,21 +278,7 @@ class Sandbox:
         """The regular files of a folder by relative name; written below `to`, where that is given.
 
         Raises SandboxFileError naming a link or device, or where there is more than the limit."""
-        spool = io.BytesIO(await self._packed(path, limit_bytes))
-        found: dict[str, bytes] = {}
-        with tarfile.open(fileobj=spool, mode="r:") as tar:
-            for member in tar:
-                name = str(PurePosixPath(member.name))
-                if name == "." and member.isdir():
-                    continue
-                _require_inside(name, lambda text: SandboxFileError(path, 1, text))
-                if member.isdir():
-                    continue
-                if not member.isreg() or member.issparse():
-                    raise SandboxFileError(
-                        f"{path}/{name}", 1, f"it is {_kind(member)}; only files and folders come out"
-                    )
-                found[name] = cast(Any, tar.extractfile(member)).read()
+        found = archive.extracted(await self._packed(path, limit_bytes), path)
         if to is not None:
             for name, data in found.items():
                 target = Path(to, name)
@@ -392,63 +375,7 @@ async def _quietly(ending: Awaitable[None]) -> None:
         await ending
 
 
-# -- what goes in and out ----------------------------------------------------------------------------------------------
-
-
 def _path(box: Box, path: str) -> str:
     if "\0" in path or not path:
         raise PolicyError(f"{path!r} is no path")
     return str(PurePosixPath(box.workdir, path))
-
-
-def _require_inside(name: str, error: Callable[[str], Exception]) -> None:
-    parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or "\0" in name:
-        raise error(f"the entry {name!r} is absolute or leaves its folder")
-
-
-def _kind(member: tarfile.TarInfo) -> str:
-    kinds = {"issym": "a symbolic link", "islnk": "a hard link", "ischr": "a device", "isblk": "a device",
-             "isfifo": "a FIFO", "issparse": "a sparse file"}  # fmt: skip
-    return next((text for test, text in kinds.items() if getattr(member, test)()), "something else")
-
-
-def _tar(files: Mapping[str, bytes]) -> bytes:
-    """A tar of regular files, mode 644, or 755 where they begin with `#!`."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:", format=tarfile.PAX_FORMAT) as tar:
-        for name, data in files.items():
-            _require_inside(name, ConfigError)
-            member = tarfile.TarInfo(name)
-            member.size, member.mode = len(data), 0o755 if data[:2] == b"#!" else 0o644
-            tar.addfile(member, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-def _tar_of_folder(folder: Path) -> bytes:
-    """A tar of a folder of this machine; its links and devices are refused by name."""
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is no folder to upload")
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:", format=tarfile.PAX_FORMAT) as tar:
-        for path in _walk(folder):
-            info = path.lstat()
-            if not (stat.S_ISREG(info.st_mode) or stat.S_ISDIR(info.st_mode)):
-                raise ConfigError(f"{path} is neither a file nor a folder: it is not uploaded; leave it out")
-            member = tarfile.TarInfo(str(path.relative_to(folder)))
-            member.mode = stat.S_IMODE(info.st_mode)
-            if path.is_dir():
-                member.type = tarfile.DIRTYPE
-                tar.addfile(member)
-            else:
-                member.size = info.st_size
-                with path.open("rb") as file:
-                    tar.addfile(member, file)
-    return buffer.getvalue()
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        yield path
-        if path.is_dir() and not path.is_symlink():
-            yield from _walk(path)
