@@ -90,6 +90,8 @@ class TerminalEnv(BashTool, SandboxEnv):
 
     async def setup(self) -> None:
         began = time.monotonic()
+        if self.keep_state and self.folder.services:
+            raise ConfigError(f"{self.folder.name}: it is judged by running services, which no image keeps: keep_state")
         self._spec = await self._spec_of(self.folder)
         await self.open_sandbox()
         if self._given_time_s is None:  # the build does not count
@@ -126,8 +128,6 @@ class TerminalEnv(BashTool, SandboxEnv):
         record: dict[str, Any] = {"task": folder.name, "shared": folder.services or folder.system}
         try:
             if self.keep_state:
-                if folder.services:
-                    raise ConfigError(f"{folder.name}: it needs running services, which no image keeps; no keep_state")
                 await self.sandbox.start()
                 await self.sandbox.kill_all()
                 return record | {"image": await self._keep()}
