@@ -76,6 +76,7 @@ class RepairEnv(BashTool, SandboxEnv):
 
     async def setup(self) -> None:
         self.submitted: str | None = None
+        self.handed_in = False  # by `submit`; a closing message hands in what was edited
         self.prepared = False
         data = self.task.data
         if data["layout"] == "repository":
@@ -120,7 +121,7 @@ class RepairEnv(BashTool, SandboxEnv):
         """
         if code is not None and self.layout == "repository":
             raise ToolError("submit takes no code here: what is handed in are the repository's files as they are")
-        self.submitted = code
+        self.submitted, self.handed_in = code, True
         self.end()
         return "Handed in."
 
@@ -157,17 +158,18 @@ class RepairEnv(BashTool, SandboxEnv):
         self.base = (await self.sandbox.exec(["git", "rev-parse", "HEAD^{tree}"])).stdout.strip()
 
     async def _edited(self) -> str | None:
-        """What the agent made of the files: the program's text, or a diff. None where it cannot be told."""
+        """What the agent made of the files: the program's text, or a diff. None where that cannot be told, or where it
+        neither handed in nor ran anything."""
         if self.layout == "quixbugs":
             name = self.task.data["file"]
             if not self.sandbox.is_started:
-                return self.task.files[name]
+                return self.task.files[name] if self.handed_in else None
             try:
                 return (await self.sandbox.read(name, limit_bytes=MIB)).decode("utf-8", "replace")
             except SandboxFileError:
                 return None
         if not self.prepared:
-            return ""
+            return "" if self.handed_in else None
         await self.sandbox.kill_all()
         done = await self.sandbox.exec(f"{DIFF} {self.base}", output_bytes=DIFF_BYTES)
         return done.stdout if done.ok and not done.truncated else None
