@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agentgym.cli import say
-from agentgym.cli.options import parse
+from agentgym.cli.options import parse, settings
 from agentgym.conformance import Result, check
 from agentgym.errors import ConfigError
 from agentgym.registry import list_envs
@@ -30,7 +30,9 @@ class CheckConfig:
     envs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ENV")] = ()
     """environment ids"""
     all: bool = False
-    """every environment that is installed"""
+    """every environment that is installed; one that needs data of yours is named and passed over"""
+    set: tuple[str, ...] = ()
+    """arguments of the environment, name=JSON: --set data=FOLDER"""
 
     def __post_init__(self) -> None:
         if bool(self.envs) == self.all:
@@ -40,15 +42,23 @@ class CheckConfig:
 def main(argv: Sequence[str]) -> int:
     config = parse(CheckConfig, argv, "agentgym check", EXAMPLE)
     env_ids = [spec.id for spec in list_envs()] if config.all else list(config.envs)
-    broken = 0
+    kwargs, kept, broken = settings(config.set), 0, 0
     for env_id in env_ids:
-        results = check(env_id)
+        try:
+            results = check(env_id, **kwargs)
+        except ConfigError as error:
+            if not config.all:
+                raise
+            say(f"{env_id}: not checked: {error}\n")
+            continue
         Console().print(results_table(env_id, results))
         failed = [result for result in results if not result.passed]
         for result in failed:
             say(f"{result.rule}: {result.detail}\n  fix: {result.fix}")
         broken += bool(failed)
-    say(f"{len(env_ids) - broken} of {len(env_ids)} environments keep every rule.")
+        kept += not failed
+    left_out = len(env_ids) - kept - broken
+    say(f"{kept} of {kept + broken} environments keep every rule{f'; {left_out} not checked' if left_out else ''}.")
     return 1 if broken else 0
 
 
