@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from acceptance_runs.base import Found, Setup, play, run
+from acceptance_runs.terminal import offline_image
 from agentgym.policies.builtin import Gold
 
 SHARE = 120 / 135
@@ -13,7 +14,7 @@ SHARE = 120 / 135
 @run(12, "intercode_bash")
 def intercode_bash(setup: Setup) -> Found:
     """The gold command, twice, in fresh copies: status 0, and the same output and files each time as in a third."""
-    kwargs = {"data": str(setup.data / "intercode_bash"), "sandbox": "docker"}
+    kwargs = {"data": str(setup.data / "intercode_bash"), "sandbox": "docker", "image": offline_image(setup)}
     once, again = (play(setup, "agentgym/Shell-v0", Gold(), **kwargs) for _ in range(2))
     ended = repeated = both = 0
     for one, two in zip(once, again, strict=True):

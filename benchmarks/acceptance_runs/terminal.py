@@ -119,11 +119,21 @@ def _unhurried(setup: Setup) -> Setup:
 
 @contextlib.contextmanager
 def _tasks(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
-    """The arguments of an environment over the set's tasks, laid out in a folder that goes afterwards. One image, made
-    of what the tasks of both sets ask for, stands for every base image they name."""
-    with tempfile.TemporaryDirectory(prefix="agentgym-acceptance-") as folder:
-        places = {each: _laid_out(setup, each, Path(folder, each)) for each in SETS if (setup.data / each).is_dir()}
+    """The arguments of an environment over the set's tasks, laid out in a folder that goes afterwards."""
+    with _all_tasks(setup) as places:
         yield {"tasks": str(places[name]), "base_map": {"*": build(places.values())}, "sandbox": "docker"}
+
+
+def offline_image(setup: Setup) -> str:
+    """One image, made of what the tasks of both sets ask for: it stands for every base image that they name."""
+    with _all_tasks(setup) as places:
+        return build(places.values())
+
+
+@contextlib.contextmanager
+def _all_tasks(setup: Setup) -> Iterator[dict[str, Path]]:
+    with tempfile.TemporaryDirectory(prefix="agentgym-acceptance-") as folder:
+        yield {name: _laid_out(setup, name, Path(folder, name)) for name in SETS if (setup.data / name).is_dir()}
 
 
 def _laid_out(setup: Setup, name: str, folder: Path) -> Path:

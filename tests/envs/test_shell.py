@@ -114,10 +114,12 @@ def packed(folder: Path, name: str, text: str) -> None:
 def intercode(tmp_path, docker_backend, opened):
     packed(tmp_path, "tasks.jsonl", "\n".join(map(json.dumps, REQUESTS)))
     packed(tmp_path, "setup_scripts.json", json.dumps({"setup_nl2b_fs_1.sh": SETUP}))
+    api = docker_backend.client.api
+    before = {image["Id"] for image in api.images("agentgym/intercode")}
     yield opened(data=str(tmp_path))
-    for image in docker_backend.client.api.images("agentgym/intercode"):
-        if any("/setup.sh" in step["CreatedBy"] for step in docker_backend.client.api.history(image["Id"])):
-            docker_backend.client.api.remove_image(image["Id"], force=True)
+    for image in api.images("agentgym/intercode"):
+        if image["Id"] not in before:
+            api.remove_image(image["Id"], force=True)
 
 
 def test_a_request_is_judged_by_the_files_that_differ_and_by_the_last_output(intercode):

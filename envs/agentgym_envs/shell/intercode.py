@@ -19,6 +19,8 @@ from agentgym_envs.shell.files import lines, scripts
 IGNORED = ("/tmp", "/var/tmp", "/run", "/proc", "/dev", "/sys", "/root/.cache", "/workspace/.agentgym")
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER")
 
+_expected: dict[tuple[str | None, str], dict[str, Any]] = {}  # what gold came to, by image and task: found out once
+
 
 def is_here(folder: Path) -> bool:
     return any(folder.glob("setup_scripts.json*"))
@@ -31,7 +33,6 @@ class InterCode:
         self.image = image
         self.scripts = scripts(folder, "setup_scripts")
         self.tasks = TaskSet({"test": [self._task(where, row) for where, row in lines(folder)]})
-        self.expected: dict[str, dict[str, Any]] = {}
 
     def _task(self, where: str, row: Mapping[str, Any]) -> Task:
         for name in ("query", "gold"):
@@ -62,11 +63,12 @@ class InterCode:
 
     async def final(self, sandbox: Sandbox, last: Mapping[str, Any], task: Task, docker: Any) -> dict[str, Any]:
         """What differs from the start, the last output, and both of the gold command in a fresh copy."""
-        if task.digest not in self.expected:
+        key = (sandbox.spec.image, task.digest)
+        if key not in _expected:
             async with sandbox.fresh() as other:
                 told = await other.session("bash").run(task.data["gold"])
-                self.expected[task.digest] = {"files": await self.changed(other, docker), "output": told.stdout}
-        expected = self.expected[task.digest]
+                _expected[key] = {"files": await self.changed(other, docker), "output": told.stdout}
+        expected = _expected[key]
         files = await self.changed(sandbox, docker) if sandbox.is_started else {}
         return {
             "files": files, "expected_files": expected["files"],
