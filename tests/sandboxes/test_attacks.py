@@ -89,6 +89,14 @@ def test_a09_a10_the_agent_survives_a_kill(sandbox, kill):
     goes_on(sandbox)
 
 
+def test_a_command_that_kills_all_it_can_does_not_hurt_the_next(sandbox):
+    for _ in range(20):
+        run(sandbox, "kill -9 -1")
+        assert run(sandbox, ["true"]).exit_code == 0
+        sandbox.sync.kill_all()
+        assert run(sandbox, ["cat"], stdin="fed").stdout == "fed"
+
+
 def test_a11_a_stopped_supervisor_does_not_hold_the_time_out(sandbox):
     done = run(sandbox, "kill -STOP $PPID; sleep 909", timeout_s=0.5)
     assert done.timed_out

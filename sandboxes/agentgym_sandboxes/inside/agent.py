@@ -179,7 +179,10 @@ class Agent:
             command.stop(time.monotonic())
 
     def do_killall(self, number, request):
-        return {"left": kill_everything()}
+        left = kill_everything()
+        if self.spare is not None:
+            self.spare.ready(self.spare.fds["status_fd"])
+        return {"left": left}
 
     def do_mkdir(self, number, request):
         os.makedirs(request["path"], exist_ok=True)

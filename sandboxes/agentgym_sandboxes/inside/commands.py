@@ -9,7 +9,7 @@ import signal
 import time
 
 from agentgym_sandboxes.inside.codec import encode
-from agentgym_sandboxes.inside.supervisor import LENGTH, NOT_EXECUTABLE, STUBBORN_S, Supervisor, kill_everything
+from agentgym_sandboxes.inside.supervisor import BEGUN, LENGTH, NOT_EXECUTABLE, STUBBORN_S, Supervisor, kill_everything
 
 CHUNK = 1 << 20
 DRAIN_S = 0.2  # what is waited for output after a command's end, where a child still holds its pipe
@@ -99,6 +99,7 @@ class Command:
         self.feed = bytearray(request.pop("stdin", b""))
         self.feed_ends = "more" not in request
         self.out = self.err = self.input = self.ask = self.tell = self.status_fd = self.order_fd = None
+        self.has_begun = False
         self.begin(number, request)
         self.open(request)
 
@@ -129,10 +130,13 @@ class Command:
                 self.agent.watch(fd, select.POLLIN, self)
         if "input" not in request:
             self.drop("input")
-        elif self.feed:
+
+    def begun(self):
+        self.has_begun = True
+        if self.feed:
             self.agent.watch(self.input, select.POLLOUT, self)
         if self.session is not None:
-            self.give(request)
+            self.give(self.request)
 
     def give(self, request):
         """One more text for a persistent program."""
@@ -143,9 +147,9 @@ class Command:
         """More for the command's standard input."""
         self.feed += request["data"]
         self.feed_ends = "more" not in request
-        if self.input is None:
+        if self.input is None and self.has_begun:
             self.agent.answer(self.number, {"hungry": 1})
-        elif self.feed or self.feed_ends:
+        elif self.has_begun and (self.feed or self.feed_ends):
             self.agent.watch(self.input, select.POLLOUT, self)
 
     def ready(self, fd):
@@ -159,8 +163,19 @@ class Command:
             self.read_turn()
 
     def read_status(self):
-        """The command is over, and its supervisor with it."""
-        code, _, self.notes = os.read(self.status_fd, 4096).partition(b" ")
+        """The command has begun; or is over, and its supervisor with it."""
+        said = os.read(self.status_fd, 4096)
+        if said[:1] == BEGUN:
+            self.begun()
+            said = said[1:]
+            if not said:
+                return
+        if not said and not self.has_begun:  # somebody killed it while it waited: the command is not to blame
+            for name in ("out", "err", "status_fd", "order_fd", "ask", "tell", "input"):
+                self.drop(name)
+            self.open(self.request)
+            return
+        code, _, self.notes = said.partition(b" ")
         self.status = int(code) if code else 128 + signal.SIGKILL  # no word: the supervisor itself was killed
         self.ended_at = time.monotonic()
         for name in ("status_fd", "order_fd", "ask", "tell", "input"):

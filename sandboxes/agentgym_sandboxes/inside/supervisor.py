@@ -21,6 +21,7 @@ STUBBORN_S = 2.0  # what a supervisor gets to kill its tree, over the grace it w
 SET_DUMPABLE, SET_CHILD_SUBREAPER = 4, 36
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 LENGTH = struct.Struct("!I")  # before a supervisor's request
+BEGUN = b"+"  # said by a supervisor that has its request: from here on a death is the command's doing
 FIRST_HIGH = 20  # descriptors below are the command's
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -131,6 +132,7 @@ class Supervisor:
             wake = wake_on_children()
             adopt()
             self.request = self.receive()
+            os.write(self.status_fd, BEGUN)
             try:
                 self.start()
             except OSError as error:
@@ -157,13 +159,18 @@ class Supervisor:
 
     def receive(self):
         """What is to be run; ends this process where the agent wants nothing any more."""
+        (length,) = LENGTH.unpack(self.exactly(LENGTH.size))
+        return decode(self.exactly(length))[0]
+
+    def exactly(self, count):
+        """So many bytes, and none of an order that may follow them."""
         data = b""
-        while len(data) < LENGTH.size or len(data) < LENGTH.size + LENGTH.unpack_from(data)[0]:
-            more = os.read(self.order_fd, CHUNK)
+        while len(data) < count:
+            more = os.read(self.order_fd, count - len(data))
             if not more:
                 os._exit(0)
             data += more
-        return decode(data, LENGTH.size)[0]
+        return data
 
     def start(self):
         request = self.request
