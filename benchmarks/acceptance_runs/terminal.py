@@ -84,17 +84,19 @@ def _nothing_and_gold(setup: Setup, name: str) -> Found:
 def isolation(setup: Setup) -> Found:
     """Over both sets: three ways of cheating earn nothing, and afterwards nothing of ours is left, a failed build
     included."""
-    before, episodes, rewarded = _holdings(), 0, []
-    for name in SETS:
-        if not (setup.data / name).is_dir():
-            continue
-        with _tasks(setup, name) as kwargs:
-            for way, commands in CHEATS.items():
-                played = play(setup, TERMINAL, Scripted(_script(commands)), **kwargs)
-                episodes += len(played)
-                rewarded += [f"{_name(episode)} {way}" for episode in played if episode.reward > 0]
-            _broken_build(Path(kwargs["tasks"]), kwargs)
-    after = _holdings()
+    episodes, rewarded = 0, []
+    with _own_temporary_folder() as folder:
+        before = _holdings(folder)
+        for name in SETS:
+            if not (setup.data / name).is_dir():
+                continue
+            with _tasks(setup, name) as kwargs:
+                for way, commands in CHEATS.items():
+                    played = play(setup, TERMINAL, Scripted(_script(commands)), **kwargs)
+                    episodes += len(played)
+                    rewarded += [f"{_name(episode)} {way}" for episode in played if episode.reward > 0]
+                _broken_build(Path(kwargs["tasks"]), kwargs)
+        after = _holdings(folder)
     left = {kind: after[kind] - before[kind] for kind in before if after[kind] > before[kind]}
     told = ", ".join(f"{count} {kind}" for kind, count in left.items()) or "0"
     return Found(
@@ -162,7 +164,19 @@ def _broken_build(tasks: Path, kwargs: dict[str, Any]) -> None:
     raise RuntimeError("a Dockerfile that fails was not told as a broken task")
 
 
-def _holdings() -> dict[str, int]:
+@contextlib.contextmanager
+def _own_temporary_folder() -> Iterator[Path]:
+    """Where everything temporary of this process goes meanwhile, so that what is left can be told from others'."""
+    before = tempfile.gettempdir()
+    with tempfile.TemporaryDirectory(prefix="agentgym-acceptance-") as folder:
+        tempfile.tempdir = folder
+        try:
+            yield Path(folder)
+        finally:
+            tempfile.tempdir = before
+
+
+def _holdings(folder: Path) -> dict[str, int]:
     """What this process holds on the engine and on this machine."""
     docker: Any = backend("docker")
     api, own = docker.client.api, {"label": f"agentgym.owner={owners.owner()}"}
@@ -171,6 +185,6 @@ def _holdings() -> dict[str, int]:
         "volumes": len(api.volumes(filters={"dangling": True})["Volumes"] or ()),
         "untagged images": len(api.images(filters={"dangling": True})),
         "snapshots": len(api.images(filters=own)),
-        "temporary folders": len(list(Path(tempfile.gettempdir()).glob("agentgym-*"))),
+        "temporary folders": len(list(folder.iterdir())),
         "processes": len(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()),
     }
