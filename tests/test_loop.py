@@ -39,6 +39,7 @@ def test_waiting_for_itself_is_refused():
 
 
 def test_an_interrupt_cancels_the_coroutine():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     cancelled = threading.Event()
 
     async def endless():
@@ -51,6 +52,7 @@ def test_an_interrupt_cancels_the_coroutine():
 
     with pytest.raises(KeyboardInterrupt):
         run_sync(endless())
+    signal.signal(signal.SIGINT, before)
     assert cancelled.wait(5)
 
 

@@ -76,7 +76,10 @@ def test_an_interrupted_evaluation_keeps_its_episodes_and_goes_on(tmp_path, envi
     command = [sys.executable, "-c", code, "eval", "slow/Door-v0", "--limit", "40", "--concurrency", "2"]
     command += ["--output", "out"]
     environment = environment | {"PYTHONPATH": str(tmp_path)}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )  # fmt: skip
     deadline = time.monotonic() + 30
     while finished(tmp_path / "out") < 5:
         assert time.monotonic() < deadline

@@ -13,7 +13,7 @@ def readme() -> str:
 
 
 def test_the_code_of_the_readme_runs(readme):
-    environment, use = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    environment, use, _ = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
     names: dict = {}
     exec(environment, names)
     exec(use, names)
@@ -22,6 +22,14 @@ def test_the_code_of_the_readme_runs(readme):
     env.reset(seed=0)
     env.step("I give up")
     assert env.final() == {"opened": False}
+
+
+def test_the_sandbox_of_the_readme_runs(readme, bubblewrap, monkeypatch, capsys):
+    monkeypatch.setenv("AGENTGYM_SANDBOX", "bubblewrap")
+    names: dict = {}
+    exec(re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[2], names)
+    assert capsys.readouterr().out == "42\n 0 False False\n"
+    names["sandbox"].sync.close()
 
 
 def test_the_first_screen_is_one_sentence_two_commands_and_a_picture(readme):
