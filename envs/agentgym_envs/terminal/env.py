@@ -15,12 +15,9 @@ from agentgym.sandbox import Backend, BashTool, Limits, Sandbox, SandboxEnv, Sna
 from agentgym_envs.terminal.folders import OVERLAY, TaskFolder, load
 from agentgym_envs.terminal.grading import grade
 
-# What a root that installs packages, changes owners, starts servers and becomes other users needs; nothing that
-# reaches beyond its container.
-CAPABILITIES = (
-    "AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "NET_BIND_SERVICE", "SETGID", "SETUID",
-    "SYS_CHROOT",
-)  # fmt: skip
+# What a root needs that changes owners and modes, unpacks archives, starts servers and becomes other users; nothing
+# that reaches beyond its container.
+CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SYS_CHROOT")
 PROCESSES = 2048
 SPARE_S = 3600.0  # beyond all deadlines, after which a forgotten container ends by itself
 DONE = "The task is done."
