@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from agentgym_envs.terminal import folders
 from agentgym_envs.terminal.env import CAPABILITIES
+from agentgym_envs.terminal.grading import reward_in
 from agentgym_sandboxes import outside, owners
 
 from agentgym import ConfigError, Outcome, TaskError, make
@@ -181,19 +182,15 @@ def test_a_verifier_that_cannot_run_even_in_the_untouched_container_is_a_broken_
         play(env)
 
 
-@pytest.mark.parametrize(("text", "reward"), [("0.25", 0.25), ("1.0", 1.0), ("2", 0.0), ("nan", 0.0), ("one", 0.0)])
-def test_only_a_number_from_zero_to_one_is_a_reward(opened, text, reward):
-    assert (
-        play(
-            opened(
-                {
-                    **FILES,
-                    "tests/test.sh": f"test -e /app/do || text=0\necho ${{text:-{text}}} > /logs/verifier/reward.txt\n",
-                }
-            ),
-            "touch do",
-        )[0]
-        == reward
+def test_only_a_number_from_zero_to_one_is_a_reward(opened):
+    texts = {"1\n": 1.0, "0.25": 0.25, '{"reward": 0.5, "speed": 3}': 0.5}
+    assert {text: reward_in(text) for text in texts} == texts
+    assert [reward_in(text) for text in ("2", "-1", "NaN", "one", "", "true", "[1]", '{"score": 1}')] == [None] * 8
+    test = "test -e /app/do && echo 2 > /logs/verifier/reward.txt || echo 0 > /logs/verifier/reward.txt\n"
+    reward, info = play(opened({**FILES, "tests/test.sh": test}), "touch do")
+    assert (reward, info["final"]["reason"]) == (
+        0.0,
+        "verifier failed: /logs/verifier/reward.txt holds '2\\n', no reward in [0, 1]",
     )
 
 

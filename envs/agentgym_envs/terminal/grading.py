@@ -6,7 +6,6 @@ run wrote. What an agent left at the paths that count is gone before; the tests 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -97,23 +96,24 @@ async def _by_file(sandbox: Sandbox, done: ExecResult) -> Verdict:
             text = (await sandbox.read(path, limit_bytes=65536)).decode("utf-8", "replace")
         except SandboxFileError:
             continue
-        reward = _number(text)
-        if reward is None or not 0.0 <= reward <= 1.0:
+        reward = reward_in(text)
+        if reward is None:
             return Verdict(0.0, f"{FAILED}: {path} holds {text[:60]!r}, no reward in [0, 1]")
         return Verdict(reward, "passed" if reward >= 1.0 else "failed")
     return Verdict(0.0, f"{FAILED}: it ended with status {done.exit_code} and wrote no reward")
 
 
-def _number(text: str) -> float | None:
+def reward_in(text: str) -> float | None:
+    """The reward that a file of the verifier states: a number, or an object's `reward`; None where it is none."""
     try:
         told = json.loads(text)
     except ValueError:
         return None
     if isinstance(told, dict):
         told = told.get("reward")
-    if isinstance(told, bool) or not isinstance(told, (int, float)) or not math.isfinite(told):
+    if isinstance(told, bool) or not isinstance(told, (int, float)):
         return None
-    return float(told)
+    return float(told) if 0.0 <= told <= 1.0 else None
 
 
 def _by_pytest(done: ExecResult) -> Verdict:
