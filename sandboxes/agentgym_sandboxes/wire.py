@@ -116,7 +116,8 @@ class Wire:
 
     async def next(self, answers: Answers, within_s: float) -> dict[str, Any]:
         try:
-            answer = await asyncio.wait_for(answers.get(), within_s)
+            async with asyncio.timeout(within_s):  # unlike wait_for, no task of its own
+                answer = await answers.get()
         except TimeoutError:
             raise await self._break(f"no answer within {within_s:.0f} s") from None
         if answer is None:

@@ -39,19 +39,6 @@ class Agent:
         if self.owners.pop(fd, None) is not None:
             self.poll.unregister(fd)
 
-    def new_spare(self):
-        try:
-            return Spare(self)
-        except OSError:
-            return None
-
-    def a_spare(self, session):
-        """A supervisor for the next command. Raises OSError where none can be had."""
-        if session:
-            return Spare(self, session=True)
-        spare, self.spare = self.spare, None
-        return spare or Spare(self)
-
     def is_backed_up(self):
         return len(self.outbox) > 4 * CHUNK
 
@@ -72,8 +59,8 @@ class Agent:
         for fd in (0, wake):
             self.watch(fd, select.POLLIN, self)
         while True:
-            if self.spare is None:
-                self.spare = self.new_spare()
+            if self.spare is None and not self.commands:
+                self.prepare()
             now = time.monotonic()
             if now >= self.dies_at:
                 return
@@ -87,10 +74,24 @@ class Agent:
                 elif fd == 1:
                     self.flush()
                 elif fd != 0:
-                    if fd in self.owners:
-                        self.owners[fd].ready(fd)
+                    self.serve(fd)
                 elif not self.receive():
                     return
+
+    def prepare(self):
+        """A supervisor for the next command, where one can be had."""
+        try:
+            Spare(self)
+        except OSError:
+            pass
+
+    def serve(self, fd):
+        """Whoever waits for it; or nobody any more, or one to whom its number has passed and who has nothing yet."""
+        try:
+            if fd in self.owners:
+                self.owners[fd].ready(fd)
+        except BlockingIOError:
+            pass
 
     def receive(self):
         """What the caller sent; False where it is gone."""
@@ -169,7 +170,7 @@ class Agent:
 
     def do_kill(self, number, request):
         command = self.commands.get(request["of"])
-        if command is not None and command.status_fd is not None:
+        if command is not None and command.supervisor is not None:
             command.stop(time.monotonic())
 
     def do_end(self, number, request):
@@ -181,7 +182,7 @@ class Agent:
     def do_killall(self, number, request):
         left = kill_everything()
         if self.spare is not None:
-            self.spare.ready(self.spare.fds["status_fd"])
+            self.serve(self.spare.fd)
         return {"left": left}
 
     def do_mkdir(self, number, request):

@@ -6,12 +6,15 @@ supervisor's business, the wire is the agent's."""
 import os
 import select
 import signal
+import socket
+import struct
 import time
 
 from agentgym_sandboxes.inside.codec import encode
 from agentgym_sandboxes.inside.supervisor import BEGUN, LENGTH, NOT_EXECUTABLE, STUBBORN_S, Supervisor, kill_everything
 
 CHUNK = 1 << 20
+NUMBERS = {"input": 0, "out": 1, "err": 2, "tell": 8, "ask": 9}  # of a command's descriptors, in the command
 DRAIN_S = 0.2  # what is waited for output after a command's end, where a child still holds its pipe
 
 
@@ -38,53 +41,63 @@ class Capture:
 
 
 class Spare:
-    """A supervisor that waits for its command, and our ends of its pipes. Raises OSError where none can be had."""
+    """A supervisor that waits for a command, and our end of its channel. Raises OSError where none can be had."""
 
-    def __init__(self, agent, session=False):
+    def __init__(self, agent):
         self.agent = agent
-        self.pipes = {"out": os.pipe(), "err": os.pipe(), "status_fd": os.pipe()}
-        self.pipes.update(order_fd=os.pipe()[::-1], input=os.pipe()[::-1])
-        places = {0: "input", 1: "out", 2: "err"}
-        if session:
-            self.pipes.update(tell=os.pipe(), ask=os.pipe()[::-1])
-            places.update({8: "tell", 9: "ask"})
-        theirs = {name: pair[1] for name, pair in self.pipes.items()}
+        self.channel, theirs = socket.socketpair()
         try:
             self.pid = os.fork()
             if not self.pid:
-                fds = {number: theirs[name] for number, name in places.items()}
-                Supervisor(theirs["status_fd"], theirs["order_fd"], fds).run()
+                Supervisor(theirs).run()
         except OSError:
-            for ours, _ in self.pipes.values():
-                os.close(ours)
+            self.channel.close()
             raise
         finally:
-            for fd in theirs.values():
-                os.close(fd)
-        self.fds = {name: ours for name, (ours, _) in self.pipes.items()}
-        agent.watch(self.fds["status_fd"], select.POLLIN, self)
+            theirs.close()
+        self.fd = self.channel.fileno()
+        self.wait()
+
+    def wait(self):
+        """For a command, or for its own end."""
+        self.agent.spare = self
+        self.agent.watch(self.fd, select.POLLIN, self)
 
     def ready(self, fd):
         """It has ended, unasked: a command killed all it could."""
+        try:
+            self.channel.recv(1, socket.MSG_DONTWAIT)
+        except ConnectionError:
+            pass
         self.agent.spare = None
-        self.agent.unwatch(fd)
-        for ours in self.fds.values():
-            os.close(ours)
+        self.close()
+
+    def close(self):
+        """It ends itself where nobody is left to ask it for anything."""
+        self.agent.unwatch(self.fd)
+        self.channel.close()
 
     def take(self, request):
         """Our ends of the pipes of a command that is now started."""
-        self.agent.unwatch(self.fds["status_fd"])
+        self.agent.spare = None
+        self.agent.unwatch(self.fd)
+        pipes = {"input": os.pipe()[::-1]} if "input" in request else {}
+        pipes.update(out=os.pipe(), err=os.pipe())
+        if "session" in request:
+            pipes.update(tell=os.pipe(), ask=os.pipe()[::-1])
+        theirs = [pair[1] for pair in pipes.values()]
+        body = encode({**request, "places": [NUMBERS[name] for name in pipes]})
+        data = LENGTH.pack(len(body)) + body
         try:
             os.kill(self.pid, signal.SIGCONT)  # a command may have stopped it
-            body = encode(request)
-            data = memoryview(LENGTH.pack(len(body)) + body)
-            while data:
-                data = data[os.write(self.fds["order_fd"], data) :]
+            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("%di" % len(theirs), *theirs))
+            self.channel.sendall(data[self.channel.sendmsg([data], [rights]) :])
         except OSError:
-            pass  # it has just been killed: its status will say so
-        for ours in self.fds.values():
+            pass  # it has just been killed: its silence will say so
+        for ours, its in pipes.values():
             os.set_blocking(ours, False)
-        return self.fds
+            os.close(its)
+        return {name: ours for name, (ours, _) in pipes.items()}
 
 
 class Command:
@@ -98,7 +111,7 @@ class Command:
         self.streams = "stream" in request
         self.feed = bytearray(request.pop("stdin", b""))
         self.feed_ends = "more" not in request
-        self.out = self.err = self.input = self.ask = self.tell = self.status_fd = self.order_fd = None
+        self.out = self.err = self.input = self.ask = self.tell = self.supervisor = None
         self.has_begun = False
         self.begin(number, request)
         self.open(request)
@@ -119,17 +132,19 @@ class Command:
         if self.feed or not self.feed_ends:
             request["input"] = 1
         try:
-            fds = self.agent.a_spare(self.session is not None).take(request)
+            self.supervisor = self.agent.spare or Spare(self.agent)
+            fds = self.supervisor.take(request)
         except OSError as error:  # no process to be had: what earlier commands left behind is in the way
             self.status, self.notes = NOT_EXECUTABLE, b"cannot start a process: " + error.strerror.encode()
             self.ended_at, self.session = self.started, None
+            if self.supervisor is not None:
+                self.release(False)
             return
+        self.agent.watch(self.supervisor.fd, select.POLLIN, self)
         for name, fd in fds.items():
             setattr(self, name, fd)
-            if name in ("out", "err", "status_fd", "tell"):
+            if name in ("out", "err", "tell"):
                 self.agent.watch(fd, select.POLLIN, self)
-        if "input" not in request:
-            self.drop("input")
 
     def begun(self):
         self.has_begun = True
@@ -153,7 +168,7 @@ class Command:
             self.agent.watch(self.input, select.POLLOUT, self)
 
     def ready(self, fd):
-        if fd == self.status_fd:
+        if self.supervisor is not None and fd == self.supervisor.fd:
             self.read_status()
         elif fd in (self.out, self.err):
             self.read_output(fd)
@@ -163,26 +178,36 @@ class Command:
             self.read_turn()
 
     def read_status(self):
-        """The command has begun; or is over, and its supervisor with it."""
-        said = os.read(self.status_fd, 4096)
+        """The command has begun; or is over."""
+        try:
+            said = self.supervisor.channel.recv(4096, socket.MSG_DONTWAIT)
+        except ConnectionError:
+            said = b""
         if said[:1] == BEGUN:
             self.begun()
             said = said[1:]
             if not said:
                 return
         if not said and not self.has_begun:  # somebody killed it while it waited: the command is not to blame
-            for name in ("out", "err", "status_fd", "order_fd", "ask", "tell", "input"):
+            self.release(False)
+            for name in NUMBERS:
                 self.drop(name)
             self.open(self.request)
             return
-        code, _, self.notes = said.partition(b" ")
+        code, again, self.notes = said.split(b" ", 2) if said else (b"", b"0", b"")
         self.status = int(code) if code else 128 + signal.SIGKILL  # no word: the supervisor itself was killed
         self.ended_at = time.monotonic()
-        for name in ("status_fd", "order_fd", "ask", "tell", "input"):
+        self.release(again == b"1")
+        for name in ("ask", "tell", "input"):
             self.drop(name)
         if self.session is not None:
             self.agent.sessions.pop(self.session, None)
             self.session = None
+
+    def release(self, again):
+        """The supervisor waits for another command, or ends."""
+        supervisor, self.supervisor = self.supervisor, None
+        supervisor.close() if not again or self.timed_out or self.agent.spare else supervisor.wait()
 
     def drop(self, name):
         fd = getattr(self, name)
@@ -263,7 +288,7 @@ class Command:
             self.hard_at = now + self.grace_s + STUBBORN_S + 0.5
         self.timed_out = True
         try:
-            os.write(self.order_fd, order)
+            self.supervisor.channel.sendall(order)
         except OSError:
             pass  # it has just ended
 

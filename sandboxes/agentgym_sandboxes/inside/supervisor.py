@@ -1,5 +1,5 @@
-"""The process between the agent and one command: a sub-reaper, so that whatever the command started, daemonised or not,
-can be found and killed when its time is over.
+"""The process between the agent and a command: a sub-reaper, so that whatever the command started, daemonised or not,
+can be found and killed when its time is over. It serves one command after the other while they leave nothing behind.
 
 Python >= 3.8, standard library only. Owns processes: starting one as asked, finding what descends from it, ending it
 all. Output, answers and deadlines are the agent's business."""
@@ -11,6 +11,7 @@ import os
 import resource
 import select
 import signal
+import socket
 import struct
 import time
 
@@ -20,9 +21,9 @@ CHUNK = 1 << 20
 STUBBORN_S = 2.0  # what a supervisor gets to kill its tree, over the grace it was given
 SET_DUMPABLE, SET_CHILD_SUBREAPER = 4, 36
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
-LENGTH = struct.Struct("!I")  # before a supervisor's request
+LENGTH = struct.Struct("!I")  # before a supervisor's request; the command's descriptors travel with it
 BEGUN = b"+"  # said by a supervisor that has its request: from here on a death is the command's doing
-FIRST_HIGH = 20  # descriptors below are the command's
+PLACES = 10  # descriptors below are the command's
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -86,14 +87,14 @@ reaped = {}  # process id -> status
 
 
 def reap():
-    """Collect whoever has ended, without waiting for the living."""
+    """Collect whoever has ended, without waiting for the living; whether there are any."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return
+            return False
         if pid == 0:
-            return
+            return True
         reaped[pid] = status
 
 
@@ -117,62 +118,68 @@ def find_program(name, path):
 
 
 class Supervisor:
-    """The process between the agent and one command. It is forked before there is a command, so that nobody waits for
+    """The process between the agent and a command. It is forked before there is a command, so that nobody waits for
     that, and never returns to the agent's code."""
 
-    def __init__(self, status_fd, order_fd, fds):
-        """`fds` are the command's: its number -> ours."""
-        self.status_fd, self.order_fd, self.fds = status_fd, order_fd, fds
+    def __init__(self, channel):
+        """`channel` is a connected socket: requests and orders in, words about the command out."""
+        self.channel = channel
         self.request = {}
         self.main = 0
 
     def run(self):
         try:
-            self.rearrange()
-            wake = wake_on_children()
+            self.settle()
+            self.wake = wake_on_children()
             adopt()
-            self.request = self.receive()
-            os.write(self.status_fd, BEGUN)
-            try:
-                self.start()
-            except OSError as error:
-                self.refuse(error)
-                return
-            self.watch(wake)
+            while self.serve():
+                reaped.clear()
         finally:
             os._exit(0)
 
-    def rearrange(self):
-        """Our numbers go high, the command's get their places, and nothing else stays open."""
+    def settle(self):
+        """Nothing but the channel stays open, and it stays out of the command's places."""
+        channel = fcntl.fcntl(self.channel.detach(), fcntl.F_DUPFD_CLOEXEC, PLACES)
+        os.closerange(0, channel)
+        os.closerange(channel + 1, os.sysconf("SC_OPEN_MAX"))
+        for _ in range(PLACES):
+            os.open("/dev/null", os.O_RDWR)
+        os.set_inheritable(0, True)  # the standard input of a command that is given none
+        self.channel = socket.socket(fileno=channel)
 
-        def high(fd):
-            return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, FIRST_HIGH)
-
-        placed = {number: high(fd) for number, fd in self.fds.items()}
-        self.status_fd, self.order_fd = high(self.status_fd), high(self.order_fd)
-        kept = sorted({self.status_fd, self.order_fd, *placed.values()})
-        for low, fd in zip([-1, *kept], [*kept, os.sysconf("SC_OPEN_MAX")]):
-            os.closerange(low + 1, fd)
-        for number, fd in placed.items():
-            os.dup2(fd, number, inheritable=True)
-            os.close(fd)
+    def serve(self):
+        """One command, from its request to its end; whether there may be another."""
+        self.request, placed = self.receive()
+        self.channel.sendall(BEGUN)
+        try:
+            self.start(placed)
+        except OSError as error:
+            return self.refuse(error)
+        finally:
+            for fd in placed.values():
+                os.close(fd)
+        return self.watch()
 
     def receive(self):
-        """What is to be run; ends this process where the agent wants nothing any more."""
-        (length,) = LENGTH.unpack(self.exactly(LENGTH.size))
-        return decode(self.exactly(length))[0]
+        """What is to be run, and its descriptors: its number -> ours. Ends this process where nothing is wanted."""
+        head, sent, _, _ = self.channel.recvmsg(LENGTH.size, socket.CMSG_SPACE(PLACES * 4), socket.MSG_CMSG_CLOEXEC)
+        (length,) = LENGTH.unpack(head + self.exactly(LENGTH.size - len(head)))
+        request = decode(self.exactly(length))[0]
+        (_, _, packed), *_ = sent
+        fds = struct.unpack("%di" % (len(packed) // 4), packed)
+        return request, dict(zip(request["places"], fds))
 
     def exactly(self, count):
         """So many bytes, and none of an order that may follow them."""
         data = b""
         while len(data) < count:
-            more = os.read(self.order_fd, count - len(data))
+            more = self.channel.recv(count - len(data))
             if not more:
                 os._exit(0)
             data += more
         return data
 
-    def start(self):
+    def start(self, placed):
         request = self.request
         if "user" in request:
             become(request["user"].decode())
@@ -182,29 +189,29 @@ class Supervisor:
             os.chdir(request["cwd"])
         except OSError as error:
             raise OSError(errno.EPERM, f"cannot enter {os.fsdecode(request['cwd'])}: {error.strerror}") from None
-        if "input" not in request:
-            os.dup2(os.open("/dev/null", os.O_RDONLY), 0, inheritable=True)
+        moves = [(fd, number) for number, fd in placed.items()]
         if "merge" in request:
-            os.dup2(1, 2, inheritable=True)
-        self.main = os.fork() if "action" in request else self.spawn(request)
+            moves.append((1, 2))
+        self.main = os.fork() if "action" in request else self.spawn(request, moves)
         if not self.main:
-            act(request)
-        for number in self.fds:
-            os.close(number)
+            act(request, moves)
         try:
             with open(f"/proc/{self.main}/oom_score_adj", "w") as file:
                 file.write("1000")  # the kernel takes the command before it takes the agent
         except OSError:
             pass
 
-    def spawn(self, request):
+    def spawn(self, request, moves):
         environment = {**os.environb, **{k.encode("utf-8", "surrogateescape"): v for k, v in request["env"].items()}}
         program = find_program(request["argv"][0], environment.get(b"PATH", b"/usr/bin:/bin"))
-        ignored = [signal.SIGPIPE, signal.SIGXFSZ]  # Python ignores them; a command must not inherit that
+        how = {
+            "file_actions": [(os.POSIX_SPAWN_DUP2, fd, number) for fd, number in moves],
+            "setsigdef": [signal.SIGPIPE, signal.SIGXFSZ],  # Python ignores them; a command must not inherit that
+        }
         try:
-            return os.posix_spawn(program, request["argv"], environment, setsid=True, setsigdef=ignored)
+            return os.posix_spawn(program, request["argv"], environment, setsid=True, **how)
         except NotImplementedError:  # a C library without it
-            return os.posix_spawn(program, request["argv"], environment, setpgroup=0, setsigdef=ignored)
+            return os.posix_spawn(program, request["argv"], environment, setpgroup=0, **how)
 
     def refuse(self, error):
         """As a shell would say it: 127 for what is not there, 126 for what cannot be run."""
@@ -213,28 +220,29 @@ class Supervisor:
         if error.errno != errno.EPERM:
             name = os.fsdecode(self.request.get("argv", [b"?"])[0][:200])
             text = f"{name}: {'command not found' if code == NOT_FOUND else os.strerror(error.errno)}"
-        self.say(code, text.encode("utf-8", "surrogateescape")[:400])
+        return self.say(code, text=text.encode("utf-8", "surrogateescape")[:400])
 
-    def say(self, code, text=b""):
-        os.write(self.status_fd, b"%d %s" % (code, text))
+    def say(self, code, alone=True, text=b""):
+        """The command's end, and whether this process may serve another."""
+        again = alone and "user" not in self.request
+        self.channel.sendall(b"%d %d %s" % (code, again, text))
+        return again
 
-    def watch(self, wake):
+    def watch(self):
         poll = select.poll()
-        poll.register(self.order_fd, select.POLLIN)
-        poll.register(wake, select.POLLIN)
+        poll.register(self.channel, select.POLLIN)
+        poll.register(self.wake, select.POLLIN)
         while True:
-            reap()
+            others = reap()
             if self.main in reaped:
-                self.say(exit_code(reaped[self.main]))
-                return
+                return self.say(exit_code(reaped[self.main]), alone=not others)
             for fd, _ in poll.poll():
-                if fd == wake:
-                    os.read(wake, 4096)
+                if fd == self.wake:
+                    os.read(self.wake, 4096)
                     continue
-                order = os.read(self.order_fd, 64)
+                order = self.channel.recv(64)
                 if order[:1] != b"C":
-                    self.finish(float(order[1:] or b"0"))
-                    return
+                    return self.finish(float(order[1:] or b"0"))
                 kill_tree(spared=(self.main,))  # the children of a persistent program, not the program
                 if "interrupt" in self.request:
                     os.kill(self.main, signal.SIGINT)
@@ -251,7 +259,8 @@ class Supervisor:
             time.sleep(0.005)
             reap()
         if kill_tree():
-            self.say(exit_code(reaped.get(self.main, signal.SIGKILL)))
+            self.say(exit_code(reaped.get(self.main, signal.SIGKILL)), alone=False)
+        return False
 
 
 def become(user):
@@ -282,13 +291,15 @@ def wake_on_children():
     return wake
 
 
-def act(request):
+def act(request, moves):
     """Pack or unpack a folder: on a hostile tree, so in a process that is limited and killed like a command."""
     status = 1
     try:
         import tarfile  # noqa: PLC0415 - 10 ms, for this only
 
         os.setsid()
+        for fd, number in moves:
+            os.dup2(fd, number)
         if request["action"] == b"pack":
             out = os.fdopen(1, "wb", CHUNK)
             with out, tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as tar:
