@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import copy
+import gzip
 import json
 import os
 import platform
@@ -20,16 +21,25 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 from sandbox_peers import SweRex
 
-from agentgym.loop import run_sync
+from agentgym.loop import event_loop, run_sync
+from agentgym.policies.builtin import Gold
+from agentgym.registry import make
+from agentgym.rollout.driver import Driver, Slot
 from agentgym.sandbox import MIB, Limits, Pool, Sandbox, Spec, backend
 
+HUMANEVAL = "[Hh]uman[Ee]val.jsonl.gz"
+NUM_EPISODES = 256
+PLAIN = "SDK containers.run + exec_run"
+PLAIN_SETTINGS: dict[str, dict[str, Any]] = {PLAIN: {}, "the same without a network": {"network_mode": "none"}}
 RESULTS = Path(__file__).parent / "results" / "sandbox.json"
 BACKENDS = ("docker", "bubblewrap")
 
@@ -51,37 +61,39 @@ def row(what: str, samples: list[float], must: str = "", beside: float | None = 
 
 
 def commands(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A command in a warm sandbox."""
-    rows = []
+    """A command in a warm sandbox, one after the other; the ways take turns, ten commands each."""
     docker = backend("docker")
     sandboxes = {name: Sandbox(backend(name)) for name in BACKENDS}
     client = docker.client  # type: ignore[attr-defined]
     plain = client.containers.run(docker.default_image(), ["sleep", "600"], detach=True, network_mode="none")  # type: ignore[attr-defined]
     rex = None if options.without_swerex else SweRex(docker)
-    ways: dict[str, Callable[[], Any]] = {
-        f"agentgym {name}": lambda s=s: s.sync.exec(["/bin/true"]) for name, s in sandboxes.items()
+
+    def each(act: Callable[[], Any]) -> Callable[[int], list[float]]:
+        return lambda count: [seconds(act) for _ in range(count)]
+
+    ways: dict[str, Callable[[int], list[float]]] = {
+        f"agentgym {name}": each(lambda s=s: s.sync.exec(["/bin/true"])) for name, s in sandboxes.items()
     }
-    ways["SDK exec_run"] = lambda: plain.exec_run(["/bin/true"])
+    ways["SDK exec_run"] = each(lambda: plain.exec_run(["/bin/true"]))
+    samples: dict[str, list[float]] = {}
     try:
-        for act in ways.values():
-            act()
-        samples: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(options.count):
-            for name, act in ways.items():
-                samples[name].append(seconds(act))
         if rex is not None:
-            samples |= rex.measure(options.count)
-        sdk = statistics.median(samples["SDK exec_run"])
-        for name, taken in samples.items():
-            must = {"agentgym docker": "<= 2.5 ms, >= 20x the SDK", "agentgym bubblewrap": "<= 2.5 ms"}.get(name, "")
-            rows.append(row(name, taken, must, sdk))
+            rex.start()
+            ways |= {f"SWE-ReX {way}": lambda count, way=way: rex.take(way, count) for way in ("execute", "session")}
+        for act in ways.values():
+            act(3)
+        for _ in range(max(1, options.count // 10)):
+            for name, act in ways.items():
+                samples.setdefault(name, []).extend(act(10))
     finally:
         plain.remove(force=True)
         for sandbox in sandboxes.values():
             sandbox.sync.close()
         if rex is not None:
             rex.close()
-    return rows
+    sdk = statistics.median(samples["SDK exec_run"])
+    must = {"agentgym docker": "<= 2.5 ms, >= 20x the SDK, ahead of SWE-ReX", "agentgym bubblewrap": "<= 2.5 ms"}
+    return [row(name, taken, must.get(name, ""), sdk) for name, taken in samples.items()]
 
 
 def starts(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -132,7 +144,7 @@ def floods(options: argparse.Namespace) -> list[dict[str, Any]]:
         }.items():
             before, peak = psutil.Process().memory_info().rss, 0
             started = time.perf_counter()
-            task = asyncio.run_coroutine_threadsafe(sandbox.exec(command, timeout_s=120), _loop())
+            task = asyncio.run_coroutine_threadsafe(sandbox.exec(command, timeout_s=120), event_loop())
             while not task.done():
                 peak = max(peak, psutil.Process().memory_info().rss)
                 time.sleep(0.005)
@@ -146,12 +158,6 @@ def floods(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def _loop() -> asyncio.AbstractEventLoop:
-    from agentgym.loop import event_loop  # noqa: PLC0415
-
-    return event_loop()
-
-
 HOLDER = """
 import sys, time
 from agentgym.sandbox import Limits, Sandbox, Spec, backend
@@ -159,7 +165,7 @@ sandboxes = [Sandbox(backend(sys.argv[1]), Spec(limits=Limits(memory_bytes=64 <<
 for s in sandboxes: s.sync.start()
 import asyncio
 from agentgym.loop import event_loop
-for s in sandboxes: asyncio.run_coroutine_threadsafe(s.exec("sleep 600", timeout_s=600), event_loop())
+for s in sandboxes: asyncio.run_coroutine_threadsafe(s.exec("sleep 600", timeout_s=600), eventevent_loop())
 print("up", flush=True)
 time.sleep(600)
 """
@@ -211,8 +217,65 @@ def forks(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def episodes(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """HumanEval's gold programs judged, each in a fresh sandbox, eight in flight; the ways take turns."""
+    if options.data is None:
+        print("  left out: it needs --data, or AGENTGYM_DATA")
+        return []
+    records = [
+        json.loads(line) for line in gzip.decompress(next(options.data.rglob(HUMANEVAL)).read_bytes()).splitlines()
+    ]
+    client = backend("docker").client  # type: ignore[attr-defined]
+    image = backend("docker").default_image()  # type: ignore[attr-defined]
+    kwargs = {"layout": "humaneval", "data": str(options.data)}
+    drivers = {
+        f"agentgym {name}": Driver(
+            "agentgym/Code-v0", Gold(), run="speed", env_kwargs={**kwargs, "sandbox": name}, concurrency=8
+        )
+        for name in BACKENDS
+    }
+    tasks = make("agentgym/Code-v0", **kwargs).unwrapped.tasks.split("test")
+
+    def ours(driver: Driver) -> Callable[[list[int]], int]:
+        def judge(chosen: list[int]) -> int:
+            slots = [Slot(tasks.id(i % len(records)), attempt=i // len(records), group=i, seed=0) for i in chosen]
+            return sum(episode.success for episode in run_sync(driver.collect(slots)))
+
+        return judge
+
+    def one(index: int, settings: dict[str, Any]) -> bool:
+        record = records[index % len(records)]
+        program = (
+            f"{record['prompt']}{record['canonical_solution']}\n{record['test']}\ncheck({record['entry_point']})\n"
+        )
+        container = client.containers.run(image, ["sleep", "600"], detach=True, **settings)
+        try:
+            return container.exec_run(["python3", "-c", program]).exit_code == 0
+        finally:
+            container.remove(force=True)
+
+    ways = {name: ours(driver) for name, driver in drivers.items()}
+    taken, solved = Counter[str](), Counter[str]()
+    with ThreadPoolExecutor(8) as threads:
+        for name, settings in PLAIN_SETTINGS.items():
+            ways[name] = lambda chosen, settings=settings: sum(threads.map(lambda i: one(i, settings), chosen))
+        for first in range(0, NUM_EPISODES, 64):
+            for name, judge in ways.items():
+                started = time.perf_counter()
+                solved[name] += judge(list(range(first, first + 64)))
+                taken[name] += time.perf_counter() - started
+    for driver in drivers.values():
+        driver.close()
+    must = {"agentgym docker": ">= 1.3x", "agentgym bubblewrap": ">= 5x"}
+    return [
+        {"what": name, "tasks_per_minute": 60 * NUM_EPISODES / taken[name], "solved": f"{solved[name]}/{NUM_EPISODES}",
+         "times_plain": taken[PLAIN] / taken[name], "must": must.get(name, "")}
+        for name in ways
+    ]  # fmt: skip
+
+
 QUESTIONS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
-    "command": commands, "start": starts, "flood": floods, "killed": killed, "fork": forks,
+    "command": commands, "start": starts, "episodes": episodes, "flood": floods, "killed": killed, "fork": forks,
 }  # fmt: skip
 
 
@@ -221,6 +284,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help=f"with commas: {', '.join(QUESTIONS)}")
     parser.add_argument("--count", type=int, default=100, help="commands per way")
     parser.add_argument("--without-swerex", action="store_true", help="do not install and measure the peer")
+    data = os.environ.get("AGENTGYM_DATA")
+    parser.add_argument("--data", type=Path, default=data and Path(data), help="holds HumanEval's file, for `episodes`")
     options = parser.parse_args()
     chosen = [name for name in options.only.split(",") if name] or list(QUESTIONS)
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() and options.only else {}

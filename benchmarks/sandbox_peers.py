@@ -16,25 +16,28 @@ import asyncio, json, sys, time
 from swerex.deployment.docker import DockerDeployment
 from swerex.runtime.abstract import BashAction, Command, CreateBashSessionRequest
 
-async def main(image, count):
+async def main(image):
     deployment = DockerDeployment(image=image, pull="never", startup_timeout=120)
     await deployment.start()
     try:
         runtime = deployment.runtime
         await runtime.create_session(CreateBashSessionRequest())
-        taken = {"SWE-ReX execute": [], "SWE-ReX session": []}
-        for _ in range(count + 3):
-            start = time.perf_counter()
-            await runtime.execute(Command(command=["/bin/true"]))
-            taken["SWE-ReX execute"].append(time.perf_counter() - start)
-            start = time.perf_counter()
-            await runtime.run_in_session(BashAction(command="/bin/true"))
-            taken["SWE-ReX session"].append(time.perf_counter() - start)
-        print("RESULT", json.dumps({k: v[3:] for k, v in taken.items()}))
+        ways = {
+            "execute": lambda: runtime.execute(Command(command=["/bin/true"])),
+            "session": lambda: runtime.run_in_session(BashAction(command="/bin/true")),
+        }
+        print("RESULT null", flush=True)
+        while line := sys.stdin.readline().split():
+            taken = []
+            for _ in range(int(line[1])):
+                start = time.perf_counter()
+                await ways[line[0]]()
+                taken.append(time.perf_counter() - start)
+            print("RESULT", json.dumps(taken), flush=True)
     finally:
         await deployment.stop()
 
-asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+asyncio.run(main(sys.argv[1]))
 """
 
 
@@ -68,14 +71,26 @@ class SweRex:
         docker.client.images.build(path=str(context), tag=tag, rm=True, forcerm=True, network_mode="none")
         return tag
 
-    def measure(self, count: int) -> dict[str, list[float]]:
-        done = subprocess.run(
-            [self.python, "-c", CLIENT, self.image, str(count)], capture_output=True, text=True, check=False
-        )  # fmt: skip
-        lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-        if not lines:
-            raise RuntimeError(f"SWE-ReX could not be measured: {done.stderr[-1500:]}")
-        return json.loads(lines[0].removeprefix("RESULT "))
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [self.python, "-c", CLIENT, self.image], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._result()
+
+    def take(self, way: str, count: int) -> list[float]:
+        """Seconds of so many commands, one after the other. `way` is execute or session."""
+        assert self.process.stdin is not None  # noqa: S101
+        self.process.stdin.write(f"{way} {count}\n")
+        self.process.stdin.flush()
+        return self._result()
+
+    def _result(self) -> Any:
+        assert self.process.stdout is not None  # noqa: S101
+        for line in self.process.stdout:
+            if line.startswith("RESULT "):
+                return json.loads(line.removeprefix("RESULT "))
+        raise RuntimeError("SWE-ReX could not be measured: its client ended, see above")
 
     def close(self) -> None:
-        """Its deployment has removed its own container."""
+        """Its deployment removes its own container."""
+        self.process.communicate("")

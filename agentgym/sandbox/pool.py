@@ -13,6 +13,8 @@ from agentgym.errors import AgentGymError, ConfigError
 from agentgym.loop import event_loop, run_sync
 from agentgym.sandbox.contract import Backend, Box, Listed, Spec
 
+REFILL_S = 0.002
+
 
 class Pool:
     """A backend that keeps `warm` sandboxes of one spec ready: give it to `Sandbox` or to an environment in the
@@ -55,12 +57,12 @@ class Pool:
             return await self.source.start(spec)
         while self._ready:
             box = self._ready.popleft()
-            self._refill()
             try:
                 await box.ping()
             except AgentGymError:  # it died while it waited
                 await box.close()
             else:
+                asyncio.get_running_loop().call_later(REFILL_S, self._refill)  # once its holder has it
                 return box
         self._refill()
         return await self.source.start(spec)
@@ -72,7 +74,7 @@ class Pool:
             await asyncio.gather(*self._coming)
 
     def _refill(self) -> None:
-        for _ in range(self.warm - len(self._ready) - len(self._coming)):
+        for _ in range(0 if self._closed else self.warm - len(self._ready) - len(self._coming)):
             task = asyncio.get_running_loop().create_task(self._add())
             self._coming.add(task)
             task.add_done_callback(self._arrived)

@@ -55,8 +55,8 @@ class Bubblewrap:
         seccomp.filter_program()
         done = await asyncio.to_thread(
             subprocess.run,
-            [program, "--unshare-all", "--unshare-user", "--ro-bind", "/", "/", "true"],
-            capture_output=True, text=True, env={}, **_dropped(0),
+            [*_dropped(0), program, "--unshare-all", "--unshare-user", "--ro-bind", "/", "/", "true"],
+            capture_output=True, text=True, env={"PATH": os.defpath},
         )  # fmt: skip
         if done.returncode:
             raise EngineUnreachable(f"bubblewrap cannot make namespaces here: {done.stderr.strip()[:300]}")
@@ -107,12 +107,13 @@ def _require_possible(spec: Spec) -> None:
         raise ConfigError(f"bubblewrap: the image {spec.image!r} is no folder with a /usr in it")
 
 
-def _dropped(number: int) -> dict[str, Any]:
-    """Root becomes nobody in particular before anything runs: uid 0 outside would still be root inside."""
+def _dropped(number: int) -> list[str]:
+    """Root becomes nobody in particular before anything runs: uid 0 outside would still be root inside. By a program,
+    since `subprocess` copies all of this process's page tables where it has to change the user itself."""
     if os.geteuid():
-        return {}
+        return []
     uid = FIRST_UID + (os.getpid() * 1024 + number) % 500_000_000
-    return {"user": uid, "group": uid, "extra_groups": []}
+    return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--"]
 
 
 class _Cell:
@@ -134,9 +135,9 @@ class _Cell:
             arguments = list(_arguments(spec, fds, info, group))
             fds["arguments"] = _memory(b"".join(os.fsencode(a) + b"\0" for a in arguments), kept)
             self.process = subprocess.Popen(
-                ["bwrap", "--args", str(fds["arguments"]), *PYTHON],
+                [*_dropped(number), "bwrap", "--args", str(fds["arguments"]), *PYTHON],
                 stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=self.errors,
-                env={"PATH": os.defpath}, start_new_session=True, pass_fds=(info, *fds.values()), **_dropped(number),
+                env={"PATH": os.defpath}, start_new_session=True, pass_fds=(info, *fds.values()),
             )  # fmt: skip
         self.link = SocketLink(ours)
 

@@ -55,6 +55,7 @@ class Docker:
         self._starting = asyncio.Semaphore(STARTS)
         self._pool = ThreadPoolExecutor(STARTS * 2, thread_name_prefix="agentgym-docker")
         self._without_python: set[str] = set()
+        self._default: str | None = None
         self._reaped = False
 
     @property
@@ -109,7 +110,9 @@ class Docker:
         if not self._reaped:
             self._reaped = True
             await self.call(self.reap)
-        image = spec.image or await self.call(self.default_image)
+        image = spec.image or self._default
+        if image is None:  # one per run, whatever is built meanwhile
+            image = self._default = await self.call(self.default_image)
         async with asyncio.timeout(spec.limits.start_s):
             if image not in self._without_python:
                 try:
@@ -301,9 +304,12 @@ def _settings(api: Any, spec: Spec, runtime: str | None) -> Any:
     def memory_disk(size: int, mode: str) -> str:
         return f"exec,nosuid,nodev,size={size},nr_inodes={limits.num_files},{owner}mode={mode}"
 
-    tmpfs: dict[str, str] = {}
+    # The engine's own /dev/shm would be mounted twice: outside, for others to join, and inside.
+    tmpfs = {
+        "/dev/shm": f"nosuid,nodev,noexec,size={max(limits.shm_bytes, MIB)},nr_inodes={limits.num_files},mode=1777"
+    }
     if not spec.writable:
-        tmpfs = {
+        tmpfs |= {
             "/tmp": memory_disk(limits.tmp_bytes, "1777"),
             spec.workdir: memory_disk(limits.workspace_bytes, "755"),
         }
@@ -316,7 +322,7 @@ def _settings(api: Any, spec: Spec, runtime: str | None) -> Any:
         security_opt=[*closed, f"seccomp={seccomp.docker_profile(spec.capabilities)}"],
         read_only=not spec.writable,
         tmpfs=tmpfs,
-        shm_size=max(limits.shm_bytes, MIB),
+        ipc_mode="none",
         mem_limit=limits.memory_bytes,
         memswap_limit=limits.memory_bytes,
         nano_cpus=int(limits.cpus * 1e9),

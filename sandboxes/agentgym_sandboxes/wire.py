@@ -11,23 +11,22 @@ import functools
 import itertools
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any, Protocol
 
 from agentgym.errors import AgentGymError
 from agentgym.sandbox import Command, ExecResult, Limits, Output, Program, SandboxFileError, SandboxLost
 from agentgym.sandbox.programs import PROGRAMS
+from agentgym.sandbox.shipped import LOADER, packed, shipped
 from agentgym_sandboxes.inside import codec
 
 INSIDE = ("codec", "supervisor", "commands", "agent")  # in the order of their imports
 # What the interpreter inside is started with: the agent's sources come on its standard input, not in its arguments,
-# where every `ps` in the sandbox would show them. Each becomes a module under its own name.
-BOOT = """import os,sys,types
+# where every `ps` in the sandbox would show them.
+BOOT = f"""import marshal,os,sys
 n=int(os.read(0,8));s=b''
 while len(s)<n:s+=os.read(0,n-len(s))
-for p in s.decode().split(chr(0)):
- k,_,c=p.partition(chr(10));m=sys.modules[k]=types.ModuleType(k);exec(compile(c,k,'exec'),m.__dict__)
-m.main()"""
+S=marshal.loads(s)
+{LOADER}m.main()"""
 PYTHON = ("python3", "-I", "-S", "-B", "-c", BOOT)
 STDIN_CHUNK = 1 << 20
 LATE_S = 15.0  # an answer that is so much over its time never comes
@@ -65,10 +64,7 @@ class SocketLink:
 
 @functools.cache
 def _sources() -> bytes:
-    """Name and source of each module that runs inside."""
-    folder = Path(codec.__file__).parent
-    modules = [f"{codec.__package__}.{name}\n{(folder / name).with_suffix('.py').read_text()}" for name in INSIDE]
-    return "\0".join(modules).encode()
+    return packed(shipped("agentgym_sandboxes.inside", INSIDE))
 
 
 class Wire:

@@ -34,8 +34,8 @@ def private_engine(docker_backend, tmp_path, monkeypatch) -> Iterator[subprocess
     folder.mkdir()
     socket = folder / "engine.sock"
     image = docker_backend.default_image()
-    process = subprocess.Popen(
-        ["dockerd", "--data-root", folder / "data", "--exec-root", folder / "exec", "-H", f"unix://{socket}",
+    process = subprocess.Popen(  # in a network of its own: one without a bridge deletes the bridge that it finds
+        ["unshare", "--net", "dockerd", "--data-root", folder / "data", "--exec-root", folder / "exec", "-H", f"unix://{socket}",
          "--pidfile", folder / "pid", "--bridge", "none", "--iptables=false"],
         stdout=subprocess.DEVNULL, stderr=(folder / "log").open("wb"), start_new_session=True,
     )  # fmt: skip

@@ -8,30 +8,20 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import marshal
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
-from importlib.util import MAGIC_NUMBER
 from typing import Any, TypeVar
 
 from agentgym import ConfigError, Outcome
 from agentgym.loop import event_loop
 from agentgym.sandbox import Backend, ExecResult, Sandbox, SandboxExhausted, Spec
+from agentgym.sandbox.shipped import LOADER, packed, shipped
 
 PACKAGE = "agentgym_envs.code.judge"
 INSIDE = ("codec", "remote", "pytest_shim", "functions", "cases")  # each imports those before it only
 CANDIDATE = ("codec", "child")
-BOOT = (
-    "import marshal,sys\np=marshal.loads(sys.stdin.buffer.read())\n"
-    "v=sys.modules['_frozen_importlib_external'].MAGIC_NUMBER\n"
-    "for n,s,c,w in p['sources']:\n m=sys.modules[n]=type(sys)(n)\n"
-    " exec(marshal.loads(c) if v==w else compile(s,n,'exec'),m.__dict__)\n"
-    "sys.exit(m.main(p))"
-)
-MARSHAL_VERSION = 2  # which every Python reads
+BOOT = f"import marshal,sys\np=marshal.loads(sys.stdin.buffer.read())\nS=p['sources']\n{LOADER}sys.exit(m.main(p))"
 SLACK_S = 10.0  # the sandbox's own time-out, over the judge's
 CLEAN = ["find", ".", "/tmp", "/dev/shm", "-mindepth", "1", "-delete"]
 _log = logging.getLogger(__name__)
@@ -85,9 +75,8 @@ class Judge:
 
     async def run(self, plan: Plan) -> Verdict:
         """The verdict on a plan. Raises InfrastructureError where no sandbox is to be had, or one is lost."""
-        payload = marshal.dumps(
-            {"sources": sources(INSIDE), "child": sources(CANDIDATE), "plan": dict(plan)}, MARSHAL_VERSION
-        )
+        modules = {"sources": shipped(PACKAGE, INSIDE), "child": shipped(PACKAGE, CANDIDATE)}
+        payload = packed({**modules, "plan": dict(plan)})
         command = ["python3", "-I", "-S", "-B", "-c", BOOT]
         timeout_s = plan["total_s"] + SLACK_S
 
@@ -170,16 +159,6 @@ def read(result: ExecResult) -> Verdict:
         _log.warning("a judge said no verdict: %s", result.stderr[-500:])
         return NOTHING
     return Verdict(tuple((name, end) for name, end in tests), solved=result.exit_code == 0)
-
-
-@cache
-def sources(names: tuple[str, ...]) -> list[tuple[str, str, bytes, bytes]]:
-    """Modules in the order in which they can be run, their packages as empty ones: name, text, and the code that this
-    Python made of it, with the number of those who can read it: compiling takes as long as a small verdict."""
-    parts = PACKAGE.split(".")
-    texts = {".".join(parts[:count]): "" for count in range(1, len(parts) + 1)}
-    texts |= {f"{PACKAGE}.{name}": (files(PACKAGE) / f"{name}.py").read_text("utf-8") for name in names}
-    return [(name, text, marshal.dumps(compile(text, name, "exec")), MAGIC_NUMBER) for name, text in texts.items()]
 
 
 async def _at_home(work: Awaitable[T]) -> T:

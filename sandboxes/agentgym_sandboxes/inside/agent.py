@@ -5,10 +5,10 @@ of a container, or of a namespace. It does not protect from a kernel bug, nor fr
 CAP_SYS_PTRACE: such a command can write the agent's answers. Everything else that a command can do ends in an answer or
 in the sandbox's end."""
 
+import _signal as signal  # type: ignore[import-not-found]  # the public modules cost 8 ms a sandbox
 import errno
 import os
 import select
-import signal
 import stat
 import time
 

@@ -3,10 +3,10 @@
 Python >= 3.8, standard library only. Owns what happens between a request and its answer. The processes are the
 supervisor's business, the wire is the agent's."""
 
+import _signal as signal  # type: ignore[import-not-found]  # the public modules cost 8 ms a sandbox
+import _socket as socket
 import os
 import select
-import signal
-import socket
 import struct
 import time
 

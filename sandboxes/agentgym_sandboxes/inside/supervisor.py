@@ -4,14 +4,14 @@ can be found and killed when its time is over. It serves one command after the o
 Python >= 3.8, standard library only. Owns processes: starting one as asked, finding what descends from it, ending it
 all. Output, answers and deadlines are the agent's business."""
 
+import _signal as signal  # type: ignore[import-not-found]  # the public modules cost 8 ms a sandbox
+import _socket as socket
 import ctypes
 import errno
 import fcntl
 import os
 import resource
 import select
-import signal
-import socket
 import struct
 import time
 
