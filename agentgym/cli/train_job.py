@@ -31,7 +31,7 @@ from agentgym.evaluation.intervals import wilson
 from agentgym.evaluation.run import Evaluation, evaluate
 from agentgym.learner.checkpoint import Checkpoints, weights_hash
 from agentgym.learner.loop import train
-from agentgym.learner.metrics import MetricsLog
+from agentgym.learner.metrics import MetricsLog, read_metrics
 from agentgym.learner.scratch import scratch_model, scratch_tokenizer
 from agentgym.learner.update import Learner
 from agentgym.learner.warm_start import warm_start, written_ledger
@@ -268,11 +268,10 @@ class Job:
         config, p = self.config, self.progress
         before, after, seconds = p["before"], p["after"], p["seconds"]
         train_s = p.get("seconds_train", 0.0)
-        tokens, env_s, policy_s = 0, 0.0, 0.0
-        for episode in self.store.episodes(run="train"):
-            tokens += episode.ledger.num_sampled if episode.ledger is not None else 0
-            env_s += sum(turn.env_s for turn in episode.turns)
-            policy_s += sum(turn.policy_s for turn in episode.turns)
+        updates = read_metrics(self.folder / "metrics.jsonl")
+        tokens, waited_s = (
+            sum(update.get(key, 0.0) for update in updates) for key in ("tokens_sampled", "seconds_env")
+        )
         return {
             "env": config.env,
             "seed": config.seed,
@@ -295,7 +294,7 @@ class Job:
             "seconds_total": sum(seconds.values()) + train_s,
             "peak_rss_bytes": p["peak_rss_bytes"],
             "tokens_per_second": tokens / train_s if train_s else 0.0,
-            "env_share": env_s / (env_s + policy_s) if env_s + policy_s else 0.0,
+            "env_share": waited_s / train_s if train_s else 0.0,
             "versions": versions(),
             "config": as_dict(config),
         }

@@ -52,6 +52,11 @@ class Engine(Protocol):
     @property
     def version(self) -> int: ...
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds spent sampling so far; while episodes are played, the rest of the clock is the environments'."""
+        ...
+
     def open(self) -> int:
         """A session: the engine keeps what it computed for it until `close`."""
         ...

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -117,6 +118,7 @@ class LocalEngine:
         self.max_context = min(max_context or lm.max_context, lm.max_context)
         self.in_step = in_step
         self.tokens_sampled = 0
+        self.busy_s = 0.0
         self._version = 0
         self._next_session = 0
         self._sessions: dict[int, int] = {}  # session -> row, in the order opened; -1 before its first request
@@ -252,6 +254,7 @@ class LocalEngine:
         loop = asyncio.get_running_loop()
         while self._ready():
             async with self._busy:
+                began = perf_counter()
                 try:
                     self._admit()
                     if not self._requests:  # closed while we waited for a push
@@ -260,6 +263,7 @@ class LocalEngine:
                 except Exception as error:  # whoever waits must hear of it
                     self._fail(error)
                     return
+                self.busy_s += perf_counter() - began
                 for row, reason in finished:
                     request = self._requests.pop(row)
                     if not request.done.done():

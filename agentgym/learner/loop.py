@@ -118,14 +118,16 @@ async def train(
         for update in range(start, config.updates):
             began = perf_counter()
             await policy.engine.push(learner.version)
+            busy = policy.engine.busy_s
             episodes = await driver.collect(plan(split, config, update=update, seed=seed), update=update)
             sampled = perf_counter()
+            waited = max(0.0, sampled - began - (policy.engine.busy_s - busy))  # for environments, with nothing to do
             _refuse_broken(episodes)
             version = learner.version
             trajectories = credited(episodes, config.credit)
             figures = _steps(learner, trajectories, episodes, config, objective, policy.sampling.temperature)
             seconds = {"seconds_generate": sampled - began, "seconds_learn": perf_counter() - sampled}
-            line = {"update": update, **seconds, "seconds": sum(seconds.values())}
+            line = {"update": update, **seconds, "seconds": sum(seconds.values()), "seconds_env": waited}
             line |= audit(episodes, trajectories, version=version, trained=int(figures["tokens_trained"]))
             line |= figures
             metrics.add(line)

@@ -19,7 +19,6 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from agentgym.errors import AgentGymError, ConfigError
 from agentgym.sandbox import EngineUnreachable, Limits, Listed, SandboxExhausted, SandboxLost, Spec
