@@ -4,10 +4,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from agentgym_envs import outside
 from agentgym_envs.terminal import folders
 from agentgym_envs.terminal.env import CAPABILITIES
 from agentgym_envs.terminal.grading import reward_in
-from agentgym_sandboxes import outside, owners
+from agentgym_sandboxes import owners
 
 from agentgym import ConfigError, Outcome, TaskError, make
 from agentgym.loop import run_sync

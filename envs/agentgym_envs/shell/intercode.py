@@ -78,7 +78,7 @@ class InterCode:
 
     async def changed(self, sandbox: Sandbox, docker: Any) -> dict[str, str]:
         """Each path that is not as at the start: what it is now, its mode, and the hash of its content."""
-        from agentgym_sandboxes import outside  # noqa: PLC0415 - the Docker SDK is optional
+        from agentgym_envs import outside  # noqa: PLC0415 - the Docker SDK is optional
 
         await sandbox.kill_all()
         found: dict[str, str] = {}

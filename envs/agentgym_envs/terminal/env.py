@@ -133,7 +133,7 @@ class TerminalEnv(BashTool, SandboxEnv):
             await self.close_sandbox()
 
     async def _keep(self) -> str:
-        from agentgym_sandboxes import outside  # noqa: PLC0415 - the Docker SDK is optional
+        from agentgym_envs import outside  # noqa: PLC0415 - the Docker SDK is optional
 
         return await outside.keep(self.backend, self.sandbox, self.folder.name)  # type: ignore[arg-type]
 

@@ -51,7 +51,7 @@ class Verdict:
 
 async def grade(sandbox: Sandbox, task: TaskFolder, docker: Any) -> Verdict:
     """Judge what the agent left. Raises SandboxLost, or what the engine's absence raises: then nothing is judged."""
-    from agentgym_sandboxes import outside  # noqa: PLC0415 - the Docker SDK is optional
+    from agentgym_envs import outside  # noqa: PLC0415 - the Docker SDK is optional
 
     await sandbox.start()
     if not task.services:

@@ -1,6 +1,6 @@
 """What of a container is put back before a verifier runs, and what is taken away: told from the engine's list alone."""
 
-from agentgym_sandboxes.outside import ADDED, CHANGED, REMOVED, Change, hiding, to_put_back, to_take_away
+from agentgym_envs.outside import ADDED, CHANGED, REMOVED, Change, hiding, to_put_back, to_take_away
 
 
 def test_what_a_verifier_stands_on_is_put_back_and_the_agents_own_work_stays():

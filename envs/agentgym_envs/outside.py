@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from agentgym.sandbox import Sandbox
 from agentgym_sandboxes import owners
 from agentgym_sandboxes.docker import Docker
 from agentgym_sandboxes.images import BASE_LABEL
+
+from agentgym.sandbox import Sandbox
 
 KEPT = "agentgym.kept"
 CHANGED, ADDED, REMOVED = 0, 1, 2  # the engine's numbers
