@@ -20,11 +20,11 @@ import docker
 import requests.exceptions
 import urllib3.exceptions
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
-from docker.types import LogConfig, Ulimit
+from docker.types import LogConfig, Mount, Ulimit
 
 from agentgym.errors import AgentGymError, ConfigError
 from agentgym.sandbox import MIB, EngineUnreachable, Listed, SandboxExhausted, SandboxLost, Spec
-from agentgym_sandboxes import owners, seccomp
+from agentgym_sandboxes import hosts, owners, seccomp
 from agentgym_sandboxes.bubblewrap import surroundings
 from agentgym_sandboxes.docker_exec import ExecBox
 from agentgym_sandboxes.images import Images
@@ -56,6 +56,8 @@ class Docker:
         self._pool = ThreadPoolExecutor(STARTS * 2, thread_name_prefix="agentgym-docker")
         self._without_python: set[str] = set()
         self._default: str | None = None
+        self._hosts: Mount | None = None
+        self._hosts_known = False
         self._reaped = False
 
     @property
@@ -89,6 +91,14 @@ class Docker:
             return f"Docker engine {version['Version']} at {self.client.api.base_url}"
 
         return await self.call(ask)
+
+    def hosts(self, image: str) -> Mount | None:
+        """Of /etc/hosts, for containers without an engine's network; None where there can be none."""
+        api = self.client.api
+        with self._lock:
+            if not self._hosts_known:
+                self._hosts, self._hosts_known = hosts.mount(api, image), True
+            return self._hosts
 
     def default_image(self) -> str:
         """The image of a Spec that names none. Raises ConfigError with the ways to get one."""
@@ -249,11 +259,14 @@ class _Container:
 
     def create(self, image: str, spec: Spec, command: list[str], attach: bool = True) -> socket.socket | None:
         """Create, attach before the start so that nothing is missed, and start."""
-        settings = _settings(self.api, spec, self.backend.runtime)
+        # Its own empty network, from the kernel or from the engine: the second is slow, and writes an /etc/hosts.
+        hosts = None if spec.network or spec.writable else self.backend.hosts(image)
+        settings = _settings(self.api, spec, self.backend.runtime, hosts)
         made = self.api.create_container(
             image, command, entrypoint=[], stdin_open=attach, tty=False, hostname="sandbox", working_dir="/",
             user="0:0" if spec.root else USER, labels=owners.labels(spec.limits.life_s), host_config=settings,
             environment={"HOME": "/root" if spec.root else spec.workdir, **surroundings(spec.limits)},
+            network_disabled=hosts is not None,
         )  # fmt: skip
         self.id = made["Id"]
         sock = None
@@ -297,7 +310,7 @@ class _Container:
                 return
 
 
-def _settings(api: Any, spec: Spec, runtime: str | None) -> Any:
+def _settings(api: Any, spec: Spec, runtime: str | None, hosts: Mount | None) -> Any:
     limits = spec.limits
     owner = "" if spec.root else "uid=1000,gid=1000,"
 
@@ -317,6 +330,7 @@ def _settings(api: Any, spec: Spec, runtime: str | None) -> Any:
     return api.create_host_config(
         network_mode="bridge" if spec.network else "none",
         dns=None if spec.network else ["127.0.0.1"],
+        mounts=None if hosts is None else [hosts],
         cap_drop=["ALL"],
         cap_add=list(spec.capabilities) or None,
         security_opt=[*closed, f"seccomp={seccomp.docker_profile(spec.capabilities)}"],
