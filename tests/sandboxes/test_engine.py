@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agentgym_sandboxes import owners
+from agentgym_sandboxes import hosts, owners
 from agentgym_sandboxes.docker import Docker
 
 from agentgym import ConfigError
@@ -69,6 +69,7 @@ def test_a62_an_engine_that_dies_mid_command_is_an_infrastructure_failure(privat
     private = Docker(image)
     sandbox = Sandbox(private, SMALL)
     assert sandbox.sync.exec("echo on").stdout == "on\n"
+    assert sandbox.sync.exec("getent hosts localhost").ok  # of an engine that has never had a sandbox
     threading.Timer(0.5, private_engine.kill).start()
     with pytest.raises(InfrastructureError):
         sandbox.sync.exec("sleep 20", timeout_s=30)
@@ -76,6 +77,21 @@ def test_a62_an_engine_that_dies_mid_command_is_an_infrastructure_failure(privat
         sandbox.sync.exec("echo on")
     with pytest.raises(InfrastructureError):
         Sandbox(private, SMALL).sync.start()
+    sandbox.sync.close()
+
+
+@pytest.mark.parametrize("who", ["we", "the engine"])
+def test_localhost_is_found_whoever_wrote_the_file_and_there_is_nothing_else(docker_backend, monkeypatch, who):
+    made = Docker(docker_backend.default_image())
+    if who == "the engine":
+        monkeypatch.setattr(hosts, "VOLUME", "no name of a volume")
+    sandbox = Sandbox(made, SMALL)
+    assert sandbox.sync.exec("getent hosts localhost").ok
+    assert sandbox.sync.exec("ls /sys/class/net").stdout == "lo\n"
+    assert not sandbox.sync.exec("echo 1.2.3.4 localhost >> /etc/hosts").ok
+    assert not sandbox.sync.exec("getent ahosts example.com").ok
+    network = docker_backend.client.api.inspect_container(sandbox.id)["NetworkSettings"]["Networks"]
+    assert bool(network) == (who == "the engine")
     sandbox.sync.close()
 
 
