@@ -165,7 +165,7 @@ sandboxes = [Sandbox(backend(sys.argv[1]), Spec(limits=Limits(memory_bytes=64 <<
 for s in sandboxes: s.sync.start()
 import asyncio
 from agentgym.loop import event_loop
-for s in sandboxes: asyncio.run_coroutine_threadsafe(s.exec("sleep 600", timeout_s=600), eventevent_loop())
+for s in sandboxes: asyncio.run_coroutine_threadsafe(s.exec("sleep 600", timeout_s=600), event_loop())
 print("up", flush=True)
 time.sleep(600)
 """
@@ -177,7 +177,8 @@ def killed(options: argparse.Namespace) -> list[dict[str, Any]]:
     for name in BACKENDS:
         holder = subprocess.Popen([sys.executable, "-c", HOLDER, name], stdout=subprocess.PIPE)
         assert holder.stdout is not None  # noqa: S101
-        holder.stdout.readline()
+        if holder.stdout.readline() != b"up\n":
+            raise RuntimeError("the sixteen sandboxes did not come up, see above")
         started = time.perf_counter()
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait()
