@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -62,6 +62,17 @@ def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
         loop.call_soon_threadsafe(lambda: tasks[0].cancel())
         ended.wait(CANCEL_S)  # it may be saving something
         raise
+
+
+async def at_home(work: Awaitable[T]) -> T:
+    """Await something on agentgym's own loop, to which it may be bound, whatever loop the caller runs."""
+
+    async def run() -> T:
+        return await work
+
+    if asyncio.get_running_loop() is event_loop():
+        return await work
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), event_loop()))
 
 
 def _forget() -> None:

@@ -11,10 +11,10 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from agentgym import ConfigError, Outcome
-from agentgym.loop import event_loop
+from agentgym.loop import at_home
 from agentgym.sandbox import Backend, ExecResult, Sandbox, SandboxExhausted, Spec
 from agentgym.sandbox.shipped import LOADER, packed, shipped
 
@@ -25,7 +25,6 @@ BOOT = f"import marshal,sys\np=marshal.loads(sys.stdin.buffer.read())\nS=p['sour
 SLACK_S = 10.0  # the sandbox's own time-out, over the judge's
 CLEAN = ["find", ".", "/tmp", "/dev/shm", "-mindepth", "1", "-delete"]
 _log = logging.getLogger(__name__)
-T = TypeVar("T")
 Plan = Mapping[str, Any]
 
 
@@ -70,7 +69,7 @@ class Judge:
     async def with_files(self, outcome: Outcome, work: Callable[[Sandbox], Awaitable[ExecResult]]) -> Verdict:
         """As `on`, where `work` itself lays out a fresh sandbox and runs the trusted process."""
         if self._last is None or self._last[0] is not outcome:
-            self._last = outcome, await _at_home(self._seated(work))
+            self._last = outcome, await at_home(self._seated(work))
         return self._last[1]
 
     async def run(self, plan: Plan) -> Verdict:
@@ -83,7 +82,7 @@ class Judge:
         async def work(sandbox: Sandbox) -> ExecResult:
             return await sandbox.exec(command, stdin=payload, timeout_s=timeout_s, output_bytes=1 << 20)
 
-        return await _at_home(self._seated(work))
+        return await at_home(self._seated(work))
 
     async def _seated(self, work: Callable[[Sandbox], Awaitable[ExecResult]]) -> Verdict:
         bench = _bench(self.source, self.spec)
@@ -111,7 +110,7 @@ class Judge:
     async def close(self) -> None:
         """Nobody here will judge any more; the last one out ends what was kept."""
         if self.uses > 1:
-            await _at_home(_bench(self.source, self.spec).left())
+            await at_home(_bench(self.source, self.spec).left())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Judge:
         return self  # a service that snapshots share
@@ -159,14 +158,3 @@ def read(result: ExecResult) -> Verdict:
         _log.warning("a judge said no verdict: %s", result.stderr[-500:])
         return NOTHING
     return Verdict(tuple((name, end) for name, end in tests), solved=result.exit_code == 0)
-
-
-async def _at_home(work: Awaitable[T]) -> T:
-    """On agentgym's own loop, to which the seats are bound, whatever loop the caller runs."""
-
-    async def run() -> T:
-        return await work
-
-    if asyncio.get_running_loop() is event_loop():
-        return await work
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), event_loop()))
