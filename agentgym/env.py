@@ -139,6 +139,10 @@ class AgentEnv(gymnasium.Env[Observation, Action]):
     def setup(self) -> Any:
         """Build the world of `self.task`; all chance comes from `self.np_random`."""
 
+    def opening(self) -> str:
+        """What the first message asks, once the world is built: the task's prompt."""
+        return self.task.prompt
+
     def offered(self) -> Iterable[str] | None:
         """Names of the tools on offer this turn; None for all."""
         return None
@@ -271,9 +275,8 @@ class AgentEnv(gymnasium.Env[Observation, Action]):
                 self._play = None  # nobody plays on in half a world
                 raise
             play.turn_limit = self.turn_limit() if self._given_turns is None else self._given_turns
-            play.messages = (
-                [user(play.task.prompt)] if self.system is None else [system(self.system), user(play.task.prompt)]
-            )
+            asked = user(clean(self.opening()))
+            play.messages = [asked] if self.system is None else [system(self.system), asked]
         play = self._current
         play.offered = None  # whoever resets has not seen the tools
         info = {"task_id": play.task_id, "split": play.split, "metadata": copy.deepcopy(dict(play.task.metadata))}

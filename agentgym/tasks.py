@@ -140,9 +140,11 @@ class Split:
 class TaskSet:
     """Disjoint named splits: `TaskSet({"train": […], "test": […]})`, or `TaskSet.procedural(make)`.
 
-    Raises TaskError where one problem occurs twice, within a split or across two."""
+    `left_out` says of each record that became no task why not. Raises TaskError where one problem occurs twice,
+    within a split or across two."""
 
-    def __init__(self, splits: Mapping[str, Sequence[Task]]) -> None:
+    def __init__(self, splits: Mapping[str, Sequence[Task]], left_out: Sequence[str] = ()) -> None:
+        self.left_out = tuple(left_out)
         seen: dict[str, str] = {}
         for name, tasks in splits.items():
             for index, task in enumerate(tasks):

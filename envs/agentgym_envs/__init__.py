@@ -5,6 +5,7 @@ from agentgym import register
 register("agentgym/Door-v0", "agentgym_envs.door.env:DoorEnv")
 register("agentgym/Lookup-v0", "agentgym_envs.lookup.env:LookupEnv")
 register("agentgym/Arithmetic-v0", "agentgym_envs.arithmetic.env:ArithmeticEnv")
+register("agentgym/Choice-v0", "agentgym_envs.choice.env:ChoiceEnv")
 register("agentgym/Shell-v0", "agentgym_envs.shell.env:ShellEnv")
 register("agentgym/Terminal-v0", "agentgym_envs.terminal.env:TerminalEnv")
 register("agentgym/Code-v0", "agentgym_envs.code.env:CodeEnv")

@@ -65,7 +65,7 @@ class CodeEnv(PythonTool, SandboxEnv):
         if layout == PROCEDURAL:
             self.tasks = programs.programs((horizon,) if isinstance(horizon, int) else tuple(horizon), difficulty)
         else:
-            self.tasks = records.load(layout, data)
+            self.tasks = records.LAYOUTS[layout].load(data)
         self.demonstrator = {**DEMONSTRATOR, **(demonstrator or {})}
         self.rubric = Rubric(solved=self._solved, share=(self._share, partial_credit))
         super().__init__(

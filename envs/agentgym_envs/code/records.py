@@ -1,76 +1,18 @@
 """Records of public code benchmarks as tasks: HumanEval, MBPP (full and sanitised), CRUXEval, from files a user brings.
 
-Owns the layouts, where their files are looked for, and what of a record is shown. How a plan is run is judging.py's."""
+Owns the layouts and what of a record is shown. How a plan is run is judging.py's."""
 
 from __future__ import annotations
 
 import ast
-import gzip
-import json
-import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from agentgym import ConfigError, Task, TaskError, TaskSet, assistant, call
+from agentgym import Task, assistant, call
+from agentgym_envs.files import Layout, Record
 
-VARIABLE = "AGENTGYM_DATA"  # a folder that holds a folder per set
 TEST_S = 3.0  # CPU seconds of one test; on the clock five times as many
 TOTAL_S = 90.0  # of all tests of a program, on the clock
 HAND_IN = "Hand the program in with `submit`. Hidden tests decide, and they run once."
-Record = Mapping[str, Any]
-
-
-def find(data: str | None, names: Sequence[str]) -> Path:
-    """The file that `data` names, or one of `names` in that folder. Raises ConfigError saying where it looked."""
-    given = data or os.environ.get(VARIABLE)
-    if not given:
-        raise ConfigError(f"no data: give data=PATH, a file or a folder that holds {names[0]}, or set {VARIABLE}")
-    root = Path(given).expanduser()
-    tried = [root, *(root / name for name in names), *(root / Path(name).name for name in names)]
-    for path in tried:
-        if path.is_file():
-            return path
-    raise ConfigError(f"no file {' or '.join(names)} in {root}; give data=PATH of the file itself")
-
-
-def read(path: Path) -> Iterator[tuple[str, Record]]:
-    """Where each record stands, and the record: JSON lines or one JSON array, also gzipped. Raises TaskError."""
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = data.decode("utf-8")
-        if text.lstrip().startswith("["):
-            records = json.loads(text)
-        else:
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (OSError, EOFError, ValueError) as error:
-        raise TaskError(f"{path}: not JSON lines ({error})") from error
-    for number, record in enumerate(records, start=1):
-        yield f"{path}, record {number}", record
-
-
-@lru_cache
-def tasks(layout: str, path: str, stamp: float) -> TaskSet:
-    """The task set of a file; `stamp` is when it was changed, so that one per content is kept. Raises TaskError."""
-    splits: dict[str, list[Task]] = {}
-    for place, record in read(Path(path)):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what the records' own programs are warned of
-                split, task = LAYOUTS[layout].task(record)
-        except (KeyError, TypeError, ValueError, SyntaxError, IndexError) as error:
-            raise TaskError(f"{place}: no {layout} record ({type(error).__name__}: {error})") from error
-        splits.setdefault(split, []).append(task)
-    if not splits:
-        raise TaskError(f"{path}: no records")
-    return TaskSet(splits)
-
-
-def load(layout: str, data: str | None) -> TaskSet:
-    path = find(data, LAYOUTS[layout].names)
-    return tasks(layout, str(path.resolve()), path.stat().st_mtime)
 
 
 def plan(style: str, **more: Any) -> dict[str, Any]:
@@ -120,21 +62,17 @@ def cruxeval(record: Record) -> tuple[str, Task]:
     )
 
 
-class Layout:
-    """Where a benchmark's records are, and what makes a task of one."""
-
-    def __init__(self, task: Callable[[Record], tuple[str, Task]], *names: str) -> None:
-        self.task, self.names = task, names
-
-
 LAYOUTS = {
-    "humaneval": Layout(humaneval, "humaneval/humaneval.jsonl.gz", "humaneval/humaneval.jsonl", "HumanEval.jsonl.gz"),
-    "mbpp": Layout(mbpp, "mbpp/mbpp.jsonl.gz", "mbpp/mbpp.jsonl"),
-    "mbpp_sanitized": Layout(
-        mbpp, "mbpp/sanitized.jsonl.gz", "mbpp/sanitized.jsonl", "mbpp/sanitized-mbpp.json"
-    ),
-    "cruxeval": Layout(cruxeval, "cruxeval/cruxeval.jsonl.gz", "cruxeval/cruxeval.jsonl"),
-}  # fmt: skip
+    layout.name: layout
+    for layout in (
+        Layout(
+            "humaneval", humaneval, "humaneval/humaneval.jsonl.gz", "humaneval/humaneval.jsonl", "HumanEval.jsonl.gz"
+        ),
+        Layout("mbpp", mbpp, "mbpp/mbpp.jsonl.gz", "mbpp/mbpp.jsonl"),
+        Layout("mbpp_sanitized", mbpp, "mbpp/sanitized.jsonl.gz", "mbpp/sanitized.jsonl", "mbpp/sanitized-mbpp.json"),
+        Layout("cruxeval", cruxeval, "cruxeval/cruxeval.jsonl.gz", "cruxeval/cruxeval.jsonl"),
+    )
+}
 
 
 def _mbpp_split(number: int) -> str:

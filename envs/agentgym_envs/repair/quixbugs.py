@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from agentgym import Task, TaskError, TaskSet, assistant, call
-from agentgym_envs.code.records import find, plan, read
+from agentgym_envs.code.records import plan
+from agentgym_envs.files import find, read
 
 NAMES = ("quixbugs/quixbugs.jsonl.gz", "quixbugs/quixbugs.jsonl")
 SUPPORT = ("support.json.gz", "support.json")  # beside it

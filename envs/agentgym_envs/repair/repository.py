@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agentgym import ConfigError, Task, TaskError, TaskSet, assistant, call
-from agentgym_envs.code.records import find, read
+from agentgym_envs.files import find, read
 
 NAMES = ("swe_records/instances.jsonl.gz", "swe_records/instances.jsonl")
 TOTAL_S = 600.0

@@ -1,0 +1,1 @@
+"""Questions with options to choose from."""
