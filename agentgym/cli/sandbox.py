@@ -43,7 +43,7 @@ class ExecConfig:
     image: str | None = None
     """docker: an image; bubblewrap: a folder that holds a root"""
     user: str | None = None
-    """another user than the sandbox's own: opens the sandbox as root"""
+    """another user than the sandbox's own: opens the sandbox as root, and with what a change of user needs"""
     network: bool = False
     """open the network"""
     json: bool = False
@@ -124,11 +124,11 @@ def run_exec(config: ExecConfig, command: Sequence[str]) -> int:
     if not command:
         raise ConfigError(f"no command: write it after `--`. Example: {EXAMPLE}")
     own = config.user in (None, "1000", "1000:1000", "agent")
-    spec = Spec(
-        image=config.image, network=config.network, root=not own, limits=Limits(memory_bytes=parse_bytes(config.memory))
-    )
-    sandbox = Sandbox(backend(config.backend), spec)
     other = None if own or config.user in ("root", "0", "0:0") else config.user
+    limits = Limits(memory_bytes=parse_bytes(config.memory))
+    opened = ("SETUID", "SETGID") if other else ()
+    spec = Spec(image=config.image, network=config.network, root=not own, limits=limits, capabilities=opened)
+    sandbox = Sandbox(backend(config.backend), spec)
     try:
         done = sandbox.sync.exec(list(command), timeout_s=config.timeout, user=other)
     finally:

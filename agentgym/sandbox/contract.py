@@ -39,6 +39,9 @@ class SandboxFileError(PolicyError):
         self.errno = errno
 
 
+MAX_LIMIT = 1 << 50
+
+
 def parse_bytes(text: str | int) -> int:
     """`"512m"`, `"2g"`, `"65536"` in bytes. Raises ConfigError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)i?b?", str(text).strip().lower())
@@ -69,6 +72,8 @@ class Limits:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"Limits({name}={value}): a limit is above 0")
+            if value is not None and value > MAX_LIMIT:
+                raise ConfigError(f"Limits({name}={value}): no machine has so much; at most {MAX_LIMIT}")
         if self.output_bytes > 4 * MIB:
             raise ConfigError(f"Limits(output_bytes={self.output_bytes}): at most {4 * MIB} of a stream are kept")
         if self.memory_bytes < 16 * MIB:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import errno
 import functools
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -30,6 +32,7 @@ from agentgym.sandbox.contract import (
 )
 from agentgym.sandbox.programs import PROGRAMS
 
+RESTARTED = "[the program had ended and was started anew; its state is lost]\n"
 MAX_ARGUMENT = 120_000  # the kernel refuses 131,072 bytes in one
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -183,7 +186,7 @@ class Sandbox:
         Raises PolicyError for arguments that no kernel takes, ConfigError for a time-out or user that cannot be."""
         box = await self._running()
         argv = await self._argv(box, command)
-        data = stdin.encode("utf-8", "surrogateescape") if isinstance(stdin, str) else stdin
+        data = _encoded(stdin, "standard input") if isinstance(stdin, str) else stdin
         made = self._command(box, argv, timeout_s, env, cwd, merge, output_bytes, stdin=data, user=user)
         return await box.exec(made)
 
@@ -207,6 +210,12 @@ class Sandbox:
             raise ConfigError(f"output_bytes={cap}: give 1 to {4 * MIB}")
         if more.get("user") is not None and not self.spec.root:
             raise ConfigError(f"user={more['user']!r}: only a sandbox opened with Spec(root=True) can change users")
+        for name, value in (env or {}).items():
+            if not isinstance(value, str) or not name or "=" in name or "\0" in name + value:
+                raise PolicyError(
+                    f"env has {name[:40]!r}: {value!r:.40}; a name without '=' and a text, neither with NUL"
+                )
+            _encoded(name + value, f"env {name[:40]!r}")
         return Command(
             argv=tuple(argv), timeout_s=seconds, cwd=_path(box, cwd or "."), merge=merge, output_bytes=cap,
             env={**self.spec.env, **(env or {})}, **{"stdin": b"", "user": None, **more},
@@ -216,7 +225,7 @@ class Sandbox:
         if isinstance(command, str):
             if "\0" in command:
                 raise PolicyError("the command holds a NUL byte; no shell reads on after one")
-            data = command.encode("utf-8", "surrogateescape")
+            data = _encoded(command, "the command")
             if len(data) <= MAX_ARGUMENT:
                 return [box.shell, "-c", command]
             name = f"/tmp/.agentgym-{id(command):x}.sh"
@@ -228,7 +237,7 @@ class Sandbox:
         for argument in argv:
             if "\0" in argument:
                 raise PolicyError(f"the argument {argument[:40]!r} holds a NUL byte; no program can be given one")
-            if len(argument.encode("utf-8", "surrogateescape")) > MAX_ARGUMENT:
+            if len(_encoded(argument, "an argument")) > MAX_ARGUMENT:
                 raise PolicyError(f"an argument has more than {MAX_ARGUMENT} bytes; write a file and pass its name")
         return argv
 
@@ -337,10 +346,19 @@ class Session:
         if "\0" in text:
             raise PolicyError("the text holds a NUL byte")
         box = await self.sandbox._running()
+        _encoded(text, "the text")
         command = self.sandbox._command(box, PROGRAMS[self.kind][0], timeout_s, None, None, merge, output_bytes)
-        if self._program is None:
-            self._program = await box.open(command, self.kind)
-        result = await self._program.tell(text, timeout_s=command.timeout_s, output_bytes=command.output_bytes)
+        told = {"timeout_s": command.timeout_s, "output_bytes": command.output_bytes}
+        try:
+            if self._program is None:
+                self._program = await box.open(command, self.kind)
+            result = await self._program.tell(text, **told)
+        except SandboxFileError as error:
+            if error.errno != errno.ESRCH:
+                raise
+            self._program = await box.open(command, self.kind)  # it ended between two texts
+            result = await self._program.tell(text, **told)
+            result = replace(result, stdout=RESTARTED + result.stdout)
         if not result.alive:
             self._program = None
         return result
@@ -373,6 +391,13 @@ class SyncFace:
 async def _quietly(ending: Awaitable[None]) -> None:
     with contextlib.suppress(Exception):
         await ending
+
+
+def _encoded(text: str, what: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise PolicyError(f"{what} holds a lone surrogate; no program can be given one") from None
 
 
 def _path(box: Box, path: str) -> str:

@@ -36,6 +36,8 @@ PASSWD = (
 GROUP = "root:x:0:\nagent:x:1000:\nnogroup:x:65534:\n"
 HOSTS = "127.0.0.1 localhost sandbox\n::1 localhost\n"
 
+_numbers = itertools.count()  # of this process's sandboxes, whoever makes them
+
 
 class Bubblewrap:
     """Makes sandboxes with bwrap. The root is this machine's /usr, /bin and /lib*, read-only, with an /etc of our own;
@@ -44,7 +46,7 @@ class Bubblewrap:
     name = "bubblewrap"
 
     def __init__(self) -> None:
-        self._numbers = itertools.count()
+        self._reaped = False
 
     async def probe(self) -> str:
         """One line about what is there. Raises EngineUnreachable, naming the cause."""
@@ -63,9 +65,10 @@ class Bubblewrap:
         return f"{program}; {limits}"
 
     async def start(self, spec: Spec) -> AgentBox:
-        number = next(self._numbers)
-        if number == 0:
+        if not self._reaped:
+            self._reaped = True
             await asyncio.to_thread(self.reap)
+        number = next(_numbers)
         _require_possible(spec)
         try:
             group = cgroups.Group(str(number), spec.limits) if cgroups.available() else None

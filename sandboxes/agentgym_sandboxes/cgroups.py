@@ -47,6 +47,7 @@ class Group:
         if set(self.folders) != {"memory", "pids", "cpu"}:
             raise OSError("no control groups here")
         self.is_v2 = len(set(self.folders.values())) == 1
+        made: list[Path] = []
         try:
             for folder in dict.fromkeys(self.folders.values()):
                 folder.parent.mkdir(exist_ok=True)
@@ -54,9 +55,11 @@ class Group:
                     for parent in (ROOT, folder.parent):
                         (parent / "cgroup.subtree_control").write_text("+memory +pids +cpu")
                 folder.mkdir()
+                made.append(folder)
             self._limit(limits)
         except OSError:
-            self.remove()
+            for folder in made:  # and none that was there before
+                _remove(folder)
             raise
 
     def _limit(self, limits: Limits) -> None:

@@ -92,11 +92,11 @@ class Docker:
 
         return await self.call(ask)
 
-    def hosts(self, image: str) -> Mount | None:
+    def hosts(self, image: str, anew: bool = False) -> Mount | None:
         """Of /etc/hosts, for containers without an engine's network; None where there can be none."""
         api = self.client.api
         with self._lock:
-            if not self._hosts_known:
+            if anew or not self._hosts_known:
                 self._hosts, self._hosts_known = hosts.mount(api, image), True
             return self._hosts
 
@@ -134,8 +134,7 @@ class Docker:
     async def _start_agent(self, image: str, spec: Spec) -> AgentBox:
         container = _Container(self)
         try:
-            async with self._starting:
-                sock = await self.call(container.create, image, spec, list(PYTHON))
+            sock = await self._create(container, image, spec, list(PYTHON))
             link = AttachedLink(sock)
             wire = Wire(link, container.diagnose)
             try:
@@ -149,11 +148,22 @@ class Docker:
             await asyncio.shield(container.remove())
             raise
 
+    async def _create(self, container: _Container, *how: Any) -> Any:
+        """A thread does it, and goes on where its caller gives up: then it is waited for, so that it can be undone."""
+        async with self._starting:
+            making = asyncio.ensure_future(self.call(container.create, *how))
+            try:
+                return await asyncio.shield(making)
+            except asyncio.CancelledError:
+                with contextlib.suppress(Exception):
+                    if (sock := await making) is not None:
+                        sock.close()
+                raise
+
     async def _start_plain(self, image: str, spec: Spec) -> ExecBox:
         container = _Container(self)
         try:
-            async with self._starting:
-                await self.call(container.create, image, spec, ["sleep", str(int(spec.limits.life_s))], False)
+            await self._create(container, image, spec, ["sleep", str(int(spec.limits.life_s))], False)
             return await ExecBox.on(container, spec)
         except BaseException:
             await asyncio.shield(container.remove())
@@ -261,19 +271,27 @@ class _Container:
         """Create, attach before the start so that nothing is missed, and start."""
         # Its own empty network, from the kernel or from the engine: the second is slow, and writes an /etc/hosts.
         hosts = None if spec.network or spec.writable else self.backend.hosts(image)
-        settings = _settings(self.api, spec, self.backend.runtime, hosts)
-        made = self.api.create_container(
-            image, command, entrypoint=[], stdin_open=attach, tty=False, hostname="sandbox", working_dir="/",
-            user="0:0" if spec.root else USER, labels=owners.labels(spec.limits.life_s), host_config=settings,
-            environment={"HOME": "/root" if spec.root else spec.workdir, **surroundings(spec.limits)},
-            network_disabled=hosts is not None,
-        )  # fmt: skip
+        try:
+            made = self._made(image, spec, command, attach, hosts)
+        except APIError as error:
+            if hosts is None or "bind source path" not in str(error):
+                raise
+            made = self._made(image, spec, command, attach, self.backend.hosts(image, anew=True))  # somebody removed it
         self.id = made["Id"]
         sock = None
         if attach:
             sock = self.api.attach_socket(self.id, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
         self.api.start(self.id)
         return sock
+
+    def _made(self, image: str, spec: Spec, command: list[str], attach: bool, hosts: Mount | None) -> dict[str, Any]:
+        settings = _settings(self.api, spec, self.backend.runtime, hosts)
+        return self.api.create_container(
+            image, command, entrypoint=[], stdin_open=attach, tty=False, hostname="sandbox", working_dir="/",
+            user="0:0" if spec.root else USER, labels=owners.labels(spec.limits.life_s), host_config=settings,
+            environment={"HOME": "/root" if spec.root else spec.workdir, **surroundings(spec.limits)},
+            network_disabled=hosts is not None,
+        )  # fmt: skip
 
     async def inspect(self) -> dict[str, Any] | None:
         try:
@@ -333,7 +351,7 @@ def _settings(api: Any, spec: Spec, runtime: str | None, hosts: Mount | None) ->
         mounts=None if hosts is None else [hosts],
         cap_drop=["ALL"],
         cap_add=list(spec.capabilities) or None,
-        security_opt=[*closed, f"seccomp={seccomp.docker_profile(spec.capabilities)}"],
+        security_opt=[*closed, f"seccomp={seccomp.docker_profile(spec.capabilities, spec.writable)}"],
         read_only=not spec.writable,
         tmpfs=tmpfs,
         ipc_mode="none",

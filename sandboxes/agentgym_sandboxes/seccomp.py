@@ -1,10 +1,11 @@
 """Which system calls a sandbox refuses: one table, as Docker's profile and as bubblewrap's filter.
 
 Everything is allowed but what is named here: calls that need privileges nobody has inside, that make new namespaces or
-mounts, that have been doors into the kernel (bpf, io_uring, keyrings, userfaultfd, perf), and sockets of families that
-a network namespace does not confine. clone3 is answered "no such call", so that C libraries fall back to clone, whose
-flags can be looked at. The set follows what container engines deny to an unprivileged process (Docker's documentation,
-"Seccomp security profiles"), and io_uring besides."""
+mounts, that have been doors into the kernel (bpf, io_uring, keyrings, userfaultfd, perf), sockets of families that a
+network namespace does not confine, changes to another process's limits and scheduling (the agent and a judge's next
+process have the same user), and System V's and POSIX's kernel objects, which outlive their makers. clone3 is answered
+"no such call", so that C libraries fall back to clone, whose flags can be looked at. The set follows what container
+engines deny to an unprivileged process (Docker's documentation, "Seccomp security profiles"), and more."""
 
 from __future__ import annotations
 
@@ -28,20 +29,30 @@ DENIED = (
     "process_vm_writev", "query_module", "quotactl", "quotactl_fd", "reboot", "request_key", "setns", "settimeofday",
     "swapoff", "swapon", "syslog", "umount2", "unshare", "uselib", "userfaultfd", "ustat", "vhangup",
 )  # fmt: skip
+# Which of its arguments name a process, 0 being the caller; others are not the caller's to change.
+ACROSS = {"prlimit64": (0, 2), "setpriority": (1,), "sched_setaffinity": (0,), "sched_setattr": (0,),
+          "sched_setparam": (0,), "sched_setscheduler": (0,), "ioprio_set": (1,), "migrate_pages": (0,)}  # fmt: skip
+# A whole group or user at once: setpriority of PRIO_PROCESS and ioprio_set of IOPRIO_WHO_PROCESS only.
+ONE_PROCESS = {"setpriority": 0, "ioprio_set": 1}
+PR_SCHED_CORE = 62
+LASTING = ("mq_open", "msgget", "semget", "shmget")  # objects of the kernel
 # A capability that was granted opens the calls that it is for.
 OPENED_BY = {"SYS_CHROOT": ("chroot",), "SYS_PTRACE": ("process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd")}
 NO_SUCH_CALL = ("clone3",)
 NAMESPACE_FLAGS = (0x02000000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000, 0x00020000, 0x00000080)
 FAMILIES = (1, 2, 10, 16)  # Unix, IPv4, IPv6, netlink (which libc asks for addresses)
 LAST_FAMILY = 46
-_MASKED_EQUAL, _EQUAL, _GREATER = 7, 4, 6  # SCMP_CMP_*
+_NOT_EQUAL, _MASKED_EQUAL, _EQUAL, _GREATER = 1, 7, 4, 6  # SCMP_CMP_*
 _ALLOW = 0x7FFF0000
 
 
 def _rules() -> list[tuple[str, int, tuple[tuple[int, int, int, int], ...]]]:
     """(call, errno, conditions on its arguments: index, comparison, a, b)."""
     rules: list[tuple[str, int, tuple[tuple[int, int, int, int], ...]]] = [(n, errno.EPERM, ()) for n in DENIED]
-    rules += [(name, errno.ENOSYS, ()) for name in NO_SUCH_CALL]
+    rules += [(name, errno.ENOSYS, ()) for name in (*NO_SUCH_CALL, *LASTING)]
+    rules += [(n, errno.EPERM, tuple((i, _NOT_EQUAL, 0, 0) for i in indices)) for n, indices in ACROSS.items()]
+    rules += [(name, errno.EPERM, ((0, _NOT_EQUAL, which, 0),)) for name, which in ONE_PROCESS.items()]
+    rules.append(("prctl", errno.EPERM, ((0, _EQUAL, PR_SCHED_CORE, 0),)))
     rules += [("clone", errno.EPERM, ((0, _MASKED_EQUAL, flag, flag),)) for flag in NAMESPACE_FLAGS]
     for call in ("socket", "socketpair"):
         rules += [
@@ -54,10 +65,17 @@ def _rules() -> list[tuple[str, int, tuple[tuple[int, int, int, int], ...]]]:
 
 
 @functools.cache
-def docker_profile(capabilities: tuple[str, ...] = ()) -> str:
-    """The table as the JSON of Docker's `--security-opt seccomp=`, less what the capabilities are for."""
+def docker_profile(capabilities: tuple[str, ...] = (), writable: bool = False) -> str:
+    """The table as the JSON of Docker's `--security-opt seccomp=`, less what the capabilities are for. Where a whole
+    system is the task's, with a writable root, lasting objects are too: databases use them."""
     opened = {call for capability in capabilities for call in OPENED_BY.get(capability, ())}
-    names = {_MASKED_EQUAL: "SCMP_CMP_MASKED_EQ", _EQUAL: "SCMP_CMP_EQ", _GREATER: "SCMP_CMP_GT"}
+    opened |= set(LASTING) if writable else set()
+    names = {
+        _NOT_EQUAL: "SCMP_CMP_NE",
+        _MASKED_EQUAL: "SCMP_CMP_MASKED_EQ",
+        _EQUAL: "SCMP_CMP_EQ",
+        _GREATER: "SCMP_CMP_GT",
+    }
     calls: list[dict[str, Any]] = []
     for name, number, conditions in _rules():
         if name in opened:

@@ -39,7 +39,7 @@ def goes_on(sandbox) -> None:
 
 
 def num_processes(sandbox) -> int:
-    """Besides the agent, two supervisors (one waits), the shell and what counts."""
+    """Besides the agent, the supervisor, the shell and what counts."""
     return int(run(sandbox, "ls -d /proc/[0-9]* | wc -l").stdout) - 5
 
 
@@ -613,3 +613,73 @@ def test_as_root_bubblewrap_drops_to_a_user_of_its_own(bubblewrap):
     uid = psutil.Process(int(sandbox._box.id.removeprefix("bwrap-"))).uids().real
     sandbox.sync.close()
     assert uid > 100_000
+
+
+# -- what a command could leave to the next one ------------------------------------------------------------------------
+
+ACROSS = {
+    "limits of the agent": "import resource; resource.prlimit(1, resource.RLIMIT_AS, (1, 1))",
+    "files of the agent": "import resource; resource.prlimit(1, resource.RLIMIT_NOFILE, (0, 0))",
+    "limits of the supervisor": "import os, resource; resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))",
+    "priority of the agent": "import os; os.setpriority(os.PRIO_PROCESS, 1, 19)",
+    "priority of all of the user": "import os; os.setpriority(os.PRIO_USER, 0, 19)",
+    "scheduling of the supervisor": "import os; os.sched_setscheduler(os.getppid(), os.SCHED_IDLE, os.sched_param(0))",
+    "processors of the agent": "import os; os.sched_setaffinity(1, {0})",
+    "a kernel's shared memory": "import ctypes; exit(ctypes.CDLL(None).shmget(7, 1 << 20, 0o1666) < 0)",
+    "a kernel's message queue": "import ctypes; exit(ctypes.CDLL(None).msgget(7, 0o1666) < 0)",
+    "a kernel's semaphores": "import ctypes; exit(ctypes.CDLL(None).semget(7, 9, 0o1666) < 0)",
+}
+SELF = "import os, resource as r; print(os.nice(0), [r.getrlimit(n) for n in range(16)], os.sched_getaffinity(0))"
+
+
+def test_nothing_of_another_process_can_be_changed(sandbox):
+    before = python(sandbox, SELF).stdout
+    for name, attack in ACROSS.items():
+        assert python(sandbox, attack).exit_code == 1, name
+        assert python(sandbox, SELF).stdout == before, name
+
+
+def test_a_process_changes_its_own_limits_and_priority(sandbox):
+    own = "import os, resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)); os.nice(3); print(os.nice(0))"
+    assert python(sandbox, own).stdout == "3\n"
+    assert run(sandbox, "ulimit -n 32; ulimit -n").stdout == "32\n"
+
+
+@pytest.mark.parametrize("kind", ["bash", "python"])
+def test_a_program_that_died_between_two_texts_is_started_anew(sandbox, kind):
+    session = sandbox.session(kind)
+    set_x, get_x, die = {
+        "bash": ("x=1", "echo ${x:-gone}", "(sleep 0.2; kill -9 $$) &"),
+        "python": ("x = 1", "print(globals().get('x', 'gone'))",
+                   "import threading, os; threading.Timer(0.2, os._exit, [3]).start()"),
+    }[kind]  # fmt: skip
+    session.sync.run(set_x)
+    assert session.sync.run(get_x).stdout == "1\n"
+    session.sync.run(die)
+    time.sleep(1)
+    assert session.sync.run(get_x).stdout == "[the program had ended and was started anew; its state is lost]\ngone\n"
+    sandbox.sync.kill_all()
+    assert session.sync.run(get_x).stdout.endswith("its state is lost]\ngone\n")
+    assert session.sync.run(get_x).stdout == "gone\n"
+
+
+def test_an_environment_or_text_that_no_kernel_takes_is_the_callers_fault(sandbox):
+    for env in ({"A=B": "x"}, {"A": "x\0y"}, {"": "x"}, {"A": 1}, {"A": "\ud800"}):
+        with pytest.raises(PolicyError, match="env"):
+            run(sandbox, "true", env=env)
+    for words in (["echo", "\ud800"], "echo \ud800"):
+        with pytest.raises(PolicyError, match="lone surrogate"):
+            run(sandbox, words)
+    goes_on(sandbox)
+
+
+def test_a_command_that_ran_out_of_time_before_it_began_does_not_begin(sandbox):
+    stopper = "import os, signal, time\nos.setsid()\nfor _ in range(400):\n"
+    stopper += " for p in os.listdir('/proc'):\n  if p.isdigit() and int(p) not in (1, os.getpid()):\n"
+    stopper += "   try: os.kill(int(p), signal.SIGSTOP)\n   except OSError: pass\n time.sleep(0.01)\n"
+    run(sandbox, ["python3", "-c", f"import os\nif os.fork() == 0:\n exec({stopper!r})"], timeout_s=3)
+    for _ in range(3):
+        done = run(sandbox, "sleep 0.3; echo ran >> trace", timeout_s=1)
+        assert done.timed_out == (done.exit_code != 0)
+    time.sleep(4)
+    goes_on(sandbox)

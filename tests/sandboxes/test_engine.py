@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -34,9 +36,11 @@ def private_engine(docker_backend, tmp_path, monkeypatch) -> Iterator[subprocess
     folder.mkdir()
     socket = folder / "engine.sock"
     image = docker_backend.default_image()
+    gvisor = {"path": shutil.which("runsc"), "runtimeArgs": ["--platform=ptrace", "--network=none", "--ignore-cgroups"]}
+    (folder / "config").write_text(json.dumps({"runtimes": {"runsc": gvisor}} if gvisor["path"] else {}))
     process = subprocess.Popen(  # in a network of its own: one without a bridge deletes the bridge that it finds
         ["unshare", "--net", "dockerd", "--data-root", folder / "data", "--exec-root", folder / "exec", "-H", f"unix://{socket}",
-         "--pidfile", folder / "pid", "--bridge", "none", "--iptables=false"],
+         "--pidfile", folder / "pid", "--config-file", folder / "config", "--bridge", "none", "--iptables=false"],
         stdout=subprocess.DEVNULL, stderr=(folder / "log").open("wb"), start_new_session=True,
     )  # fmt: skip
     client = docker_backend.client.api
@@ -80,6 +84,17 @@ def test_a62_an_engine_that_dies_mid_command_is_an_infrastructure_failure(privat
     sandbox.sync.close()
 
 
+def test_under_gvisor_a_time_out_leaves_nothing_though_its_kernel_adopts_no_orphans(private_engine, docker_backend):
+    if shutil.which("runsc") is None:
+        pytest.fail("no runsc") if os.environ.get("CI") else pytest.skip("no runsc")
+    sandbox = Sandbox(Docker(docker_backend.default_image(), runtime="runsc"), Spec(limits=Limits(start_s=60)))
+    assert "gVisor" in sandbox.sync.exec("dmesg").stdout
+    assert sandbox.sync.exec("sleep 61 & setsid sleep 62 & sleep 63", timeout_s=1).timed_out
+    assert "sleep 6" not in sandbox.sync.exec("ps -eo args").stdout
+    assert sandbox.sync.exec("echo on").stdout == "on\n"
+    sandbox.sync.close()
+
+
 @pytest.mark.parametrize("who", ["we", "the engine"])
 def test_localhost_is_found_whoever_wrote_the_file_and_there_is_nothing_else(docker_backend, monkeypatch, who):
     made = Docker(docker_backend.default_image())
@@ -93,6 +108,35 @@ def test_localhost_is_found_whoever_wrote_the_file_and_there_is_nothing_else(doc
     network = docker_backend.client.api.inspect_container(sandbox.id)["NetworkSettings"]["Networks"]
     assert bool(network) == (who == "the engine")
     sandbox.sync.close()
+
+
+def test_a_volume_that_somebody_removed_is_made_again(docker_backend, monkeypatch):
+    monkeypatch.setattr(hosts, "VOLUME", "agentgym-hosts-of-a-test")
+    made, api = Docker(docker_backend.default_image()), docker_backend.client.api
+    for _ in range(2):
+        sandbox = Sandbox(made, SMALL)
+        assert sandbox.sync.exec("getent hosts localhost").ok
+        sandbox.sync.close()
+        api.remove_volume("agentgym-hosts-of-a-test")
+
+
+def test_a_start_that_is_given_up_leaves_no_container(docker_backend):
+    def mine() -> int:
+        return sum(owners.owner() == one.owner for one in docker_backend.listed())
+
+    async def given_up(seconds: float) -> None:
+        sandbox = Sandbox(docker_backend, SMALL)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(sandbox.start(), seconds)
+        await sandbox.close()
+
+    async def many() -> None:
+        await asyncio.gather(*(given_up(0.01 * n) for n in range(1, 13)))
+
+    before = mine()
+    run_sync(many())
+    time.sleep(1)
+    assert mine() == before
 
 
 def test_no_engine_is_one_sentence_with_the_command_that_starts_it(monkeypatch):

@@ -308,3 +308,11 @@ def test_a_result_reads_as_text_with_what_else_must_be_known():
         "[a process was killed because the sandbox's memory was used up]\n[bytes that are no UTF-8 were replaced]"
     )
     assert told(ExecResult("", "", 0, False, False, False, 1.0, "agent", alive=True), 5) == "[no output]"
+
+
+def test_two_backend_objects_of_one_process_leave_each_others_sandboxes_alone(bubblewrap):
+    first, second = (Sandbox(type(bubblewrap)()) for _ in range(2))
+    assert first.sync.exec("echo one").stdout == "one\n"
+    assert second.sync.exec("echo two").stdout == "two\n"
+    assert first.sync.exec("echo one").stdout == "one\n"
+    first.sync.close(), second.sync.close()

@@ -23,7 +23,8 @@ INSIDE = ("codec", "remote", "pytest_shim", "functions", "cases")  # each import
 CANDIDATE = ("codec", "child")
 BOOT = f"import marshal,sys\np=marshal.loads(sys.stdin.buffer.read())\nS=p['sources']\n{LOADER}sys.exit(m.main(p))"
 SLACK_S = 10.0  # the sandbox's own time-out, over the judge's
-CLEAN = ["find", ".", "/tmp", "/dev/shm", "-mindepth", "1", "-delete"]
+PLACES = ". /tmp /dev/shm"  # where a program can write
+CLEAN = f"for d in {PLACES}; do if [ -O $d ]; then chmod 1777 $d || exit 1; fi; done; find {PLACES} -mindepth 1 -delete"
 _log = logging.getLogger(__name__)
 Plan = Mapping[str, Any]
 

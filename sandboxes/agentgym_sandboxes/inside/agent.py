@@ -21,6 +21,7 @@ class Agent:
     """Reads requests, answers them in any order, until its input ends or its life is over; then kills everything."""
 
     def __init__(self):
+        self.adopts = True  # else what a command daemonised is found by killing everything
         self.poll = select.poll()
         self.owners = {}
         self.commands = {}  # request number -> Command
@@ -181,8 +182,9 @@ class Agent:
 
     def do_killall(self, number, request):
         left = kill_everything()
-        if self.spare is not None:
-            self.serve(self.spare.fd)
+        for waiting in (self.spare, *(command.supervisor for command in self.sessions.values())):
+            if waiting is not None:
+                self.serve(waiting.fd)  # it is gone, and nobody is told otherwise
         return {"left": left}
 
     def do_mkdir(self, number, request):

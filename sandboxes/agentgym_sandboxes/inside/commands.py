@@ -11,7 +11,15 @@ import struct
 import time
 
 from agentgym_sandboxes.inside.codec import encode
-from agentgym_sandboxes.inside.supervisor import BEGUN, LENGTH, NOT_EXECUTABLE, STUBBORN_S, Supervisor, kill_everything
+from agentgym_sandboxes.inside.supervisor import (
+    BEGUN,
+    BEGUN_ALONE,
+    LENGTH,
+    NOT_EXECUTABLE,
+    STUBBORN_S,
+    Supervisor,
+    kill_everything,
+)
 
 CHUNK = 1 << 20
 NUMBERS = {"input": 0, "out": 1, "err": 2, "tell": 8, "ask": 9}  # of a command's descriptors, in the command
@@ -183,12 +191,15 @@ class Command:
             said = self.supervisor.channel.recv(4096, socket.MSG_DONTWAIT)
         except ConnectionError:
             said = b""
-        if said[:1] == BEGUN:
+        if said[:1] in (BEGUN, BEGUN_ALONE):
+            self.agent.adopts = said[:1] == BEGUN
             self.begun()
             said = said[1:]
             if not said:
                 return
-        if not said and not self.has_begun:  # somebody killed it while it waited: the command is not to blame
+        if (
+            not said and not self.has_begun and not self.timed_out
+        ):  # somebody killed it while it waited: the command is not to blame
             self.release(False)
             for name in NUMBERS:
                 self.drop(name)
@@ -197,6 +208,8 @@ class Command:
         code, again, self.notes = said.split(b" ", 2) if said else (b"", b"0", b"")
         self.status = int(code) if code else 128 + signal.SIGKILL  # no word: the supervisor itself was killed
         self.ended_at = time.monotonic()
+        if self.timed_out and not self.agent.adopts:
+            kill_everything()
         self.release(again == b"1")
         for name in ("ask", "tell", "input"):
             self.drop(name)
@@ -281,7 +294,7 @@ class Command:
 
     def stop(self, now):
         """Time is over, or the caller lost interest. A persistent program may survive its children; at first."""
-        if self.session is not None and not self.timed_out:
+        if self.session is not None and not self.timed_out and self.agent.adopts:
             order, self.deadline = b"C", now + 2 * self.grace_s
         else:
             order, self.deadline = b"K%f" % self.grace_s, float("inf")

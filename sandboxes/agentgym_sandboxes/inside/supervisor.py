@@ -23,6 +23,7 @@ SET_DUMPABLE, SET_CHILD_SUBREAPER = 4, 36
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 LENGTH = struct.Struct("!I")  # before a supervisor's request; the command's descriptors travel with it
 BEGUN = b"+"  # said by a supervisor that has its request: from here on a death is the command's doing
+BEGUN_ALONE = b"-"  # the same, of one that gets no orphans
 PLACES = 10  # descriptors below are the command's
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -33,8 +34,8 @@ def hide():
 
 
 def adopt():
-    """Orphans below this process become its children."""
-    libc.prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    """Orphans below this process become its children; False where the kernel knows no such thing (gVisor of 2022)."""
+    return libc.prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
 
 
 def descendants():
@@ -131,7 +132,7 @@ class Supervisor:
         try:
             self.settle()
             self.wake = wake_on_children()
-            adopt()
+            self.begun = BEGUN if adopt() else BEGUN_ALONE
             while self.serve():
                 reaped.clear()
         finally:
@@ -150,11 +151,13 @@ class Supervisor:
     def serve(self):
         """One command, from its request to its end; whether there may be another."""
         self.request, placed = self.receive()
-        self.channel.sendall(BEGUN)
+        self.channel.sendall(self.begun)
         try:
             self.start(placed)
         except OSError as error:
             return self.refuse(error)
+        except ValueError as error:  # a limit below what is in use, a name that is none
+            return self.refuse(OSError(errno.EPERM, str(error)))
         finally:
             for fd in placed.values():
                 os.close(fd)

@@ -1,0 +1,1 @@
+"""Games on text grids: Sokoban, keys and doors, Minesweeper without guessing."""
