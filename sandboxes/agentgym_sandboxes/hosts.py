@@ -11,7 +11,7 @@ import io
 import tarfile
 from typing import Any
 
-from docker.errors import APIError, ImageNotFound
+from docker.errors import APIError, ImageNotFound, NotFound
 from docker.types import Mount
 
 from agentgym_sandboxes import owners
@@ -27,33 +27,25 @@ def mount(api: Any, image: str) -> Mount | None:
     any that the engine has: a container of it is created for a moment, and not started. Raises ImageNotFound."""
     try:
         path = f"{api.create_volume(VOLUME)['Mountpoint']}/{FILE}"
-        found = Mount("/etc/hosts", path, type="bind", read_only=True)
-        for fill in (True, False):
-            try:
-                _create(api, image, found)
-            except APIError:
-                if not fill:
-                    raise
-                _create(api, image, Mount("/volume", VOLUME, type="volume"), _tar())
-            else:
-                break
+        config = api.create_host_config(mounts=[Mount("/volume", VOLUME, type="volume")])
+        made = api.create_container(image, ["true"], host_config=config, labels=owners.labels(LIFE_S))["Id"]
+        try:
+            if _size(api, made) != len(HOSTS):
+                api.put_archive(made, "/volume", _tar())
+        finally:
+            api.remove_container(made, force=True)
     except ImageNotFound:
         raise
     except APIError:
         return None
-    return found
+    return Mount("/etc/hosts", path, type="bind", read_only=True)
 
 
-def _create(api: Any, image: str, what: Mount, tar: bytes | None = None) -> None:
-    """Whether it can be mounted; and what is unpacked into it."""
-    made = api.create_container(
-        image, ["true"], host_config=api.create_host_config(mounts=[what]), labels=owners.labels(LIFE_S)
-    )
+def _size(api: Any, container: str) -> int:
     try:
-        if tar is not None:
-            api.put_archive(made["Id"], "/volume", tar)
-    finally:
-        api.remove_container(made["Id"], force=True)
+        return api.get_archive(container, f"/volume/{FILE}")[1]["size"]
+    except NotFound:
+        return -1
 
 
 def _tar() -> bytes:

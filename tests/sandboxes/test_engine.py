@@ -120,6 +120,19 @@ def test_a_volume_that_somebody_removed_is_made_again(docker_backend, monkeypatc
         api.remove_volume("agentgym-hosts-of-a-test")
 
 
+def test_a_hosts_file_that_was_cut_is_written_again(docker_backend, monkeypatch):
+    monkeypatch.setattr(hosts, "VOLUME", "agentgym-hosts-of-a-test")
+    image, api = docker_backend.default_image(), docker_backend.client.api
+    monkeypatch.setattr(hosts, "HOSTS", "")
+    assert hosts.mount(api, image)
+    monkeypatch.undo()
+    monkeypatch.setattr(hosts, "VOLUME", "agentgym-hosts-of-a-test")
+    sandbox = Sandbox(Docker(image), SMALL)
+    assert sandbox.sync.exec("getent hosts localhost").ok
+    sandbox.sync.close()
+    api.remove_volume("agentgym-hosts-of-a-test")
+
+
 def test_a_start_that_is_given_up_leaves_no_container(docker_backend):
     def mine() -> int:
         return sum(owners.owner() == one.owner for one in docker_backend.listed())
