@@ -54,7 +54,7 @@ class Engine(Protocol):
 
     @property
     def busy_s(self) -> float:
-        """Seconds spent sampling so far; while episodes are played, the rest of the clock is the environments'."""
+        """Seconds spent sampling so far; while episodes are played, the rest of the clock is the environments' and the driver's."""
         ...
 
     def open(self) -> int:

@@ -121,7 +121,7 @@ async def train(
             busy = policy.engine.busy_s
             episodes = await driver.collect(plan(split, config, update=update, seed=seed), update=update)
             sampled = perf_counter()
-            waited = max(0.0, sampled - began - (policy.engine.busy_s - busy))  # for environments, with nothing to do
+            waited = max(0.0, sampled - began - (policy.engine.busy_s - busy))  # for environments and bookkeeping
             _refuse_broken(episodes)
             version = learner.version
             trajectories = credited(episodes, config.credit)
