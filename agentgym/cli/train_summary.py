@@ -80,7 +80,8 @@ def table(s: dict[str, Any]) -> list[tuple[str, str]]:
                 + f", greedy {100 * c['greedy']['rate']:.1f} %, {c['seconds']:.0f} s",
             )
         )
-    rows.append(("share of RL time outside the model", f"{100 * s['env_share']:5.1f} % (sandboxes, tools, bookkeeping)"))
+    outside = f"{100 * s['env_share']:5.1f} % (sandboxes, tools, bookkeeping)"
+    rows.append(("share of RL time outside the model", outside))
     rows.append(
         (
             "seconds: warm start, RL, evaluation",

@@ -54,7 +54,7 @@ class Engine(Protocol):
 
     @property
     def busy_s(self) -> float:
-        """Seconds spent sampling so far; while episodes are played, the rest of the clock is the environments' and the driver's."""
+        """Seconds spent sampling so far; the rest of a collection's time is the environments' and the driver's."""
         ...
 
     def open(self) -> int:
