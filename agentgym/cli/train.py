@@ -6,11 +6,13 @@ train_job.py's."""
 from __future__ import annotations
 
 import inspect
+import os
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import torch
 import transformers
@@ -22,8 +24,14 @@ from agentgym.cli.train_job import Job
 from agentgym.cli.versions import versions
 from agentgym.engines.base import Sampling
 from agentgym.errors import ConfigError
+from agentgym.learner.alarms import AlarmConfig
+from agentgym.learner.credit import NEEDS_STATES
+from agentgym.learner.distributed import Ranks
 from agentgym.learner.loop import LoopConfig
+from agentgym.learner.lora import LoraConfig
+from agentgym.learner.sampler import CurriculumConfig
 from agentgym.learner.scratch import ScratchConfig
+from agentgym.learner.selection import SelectionConfig
 from agentgym.learner.update import ObjectiveConfig, OptimizerConfig
 from agentgym.learner.warm_start import WarmStartConfig
 from agentgym.registry import make
@@ -52,10 +60,17 @@ class TrainConfig:
     """Type of the weights; below float32 the optimiser keeps float32 masters."""
     threads: int = 1
     """CPU threads; fixed, because the last bits depend on it."""
+    nproc: int = 1
+    """Processes on this machine that train together, each on its share of the groups and with its shard of the weights;
+    more machines: torchrun … -m agentgym.cli train …"""
     syntax: str | None = None
     """How the model spells tool calls: hermes, xml, react or code; without it what the model was taught, or hermes."""
     temperature: float = 1.0
     """Sampling temperature, in rollouts and in the sampled evaluation."""
+    top_p: float = 1.0
+    """Training takes the whole distribution; below 1 is refused here, and for `agentgym eval`."""
+    history: Literal["fork", "extend"] = "fork"
+    """Where the chat template rewrites what went before: begin another row, or refuse such a template."""
     max_tokens: int = 256
     """Tokens per message."""
     concurrency: int = 256
@@ -77,6 +92,10 @@ class TrainConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    alarm: AlarmConfig = field(default_factory=AlarmConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -85,12 +104,19 @@ class TrainConfig:
             ("concurrency", 1),
             ("eval_start", 0),
             ("control_steps", 0),
+            ("nproc", 1),
         ):
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give at least {low}")
         if self.temperature == 0:
             raise ConfigError("temperature is 0; training needs samples that differ, give a number above 0")
         Sampling(0, self.max_tokens, self.temperature)
+        if self.top_p != 1:
+            raise ConfigError(
+                f"top_p {self.top_p} cuts the distribution that is sampled from, and which tokens were cut is not kept:"
+                " the learner would score another distribution. Train with 1; agentgym eval takes any."
+            )
+        self._refuse_combinations()
         if self.device != "cpu" and not self.device.startswith("cuda"):
             raise ConfigError(f"device {self.device!r} is unknown; use cpu or cuda")
         if self.device != "cpu" and not torch.cuda.is_available():
@@ -100,6 +126,24 @@ class TrainConfig:
         if self.syntax is not None:
             get_syntax(self.syntax)
 
+    def _refuse_combinations(self) -> None:
+        """Choices that cannot go together, each with its reason."""
+        if self.loop.staleness and self.nproc > 1:
+            raise ConfigError(
+                f"staleness {self.loop.staleness} with nproc {self.nproc}: ranks sample and learn by turns, over"
+                " one group of connections; take staleness 0, or one process"
+            )
+        if self.nproc > 1 and self.device == "cpu" and self.dtype != "float32":
+            raise ConfigError(f"dtype {self.dtype} with nproc {self.nproc} on a CPU: shards are float32 there")
+        if self.lora.lora_rank and self.optimizer.muon_lr:
+            raise ConfigError("muon_lr with lora_rank: Muon is for whole hidden matrices; leave one of them out")
+        if self.lora.lora_rank and self.model is None:
+            raise ConfigError("lora_rank adapts a model that can already speak; give --model")
+
+    @property
+    def credit_needs_states(self) -> bool:
+        return self.loop.credit in NEEDS_STATES
+
     def env_kwargs(self, **more: Any) -> dict[str, Any]:
         """Arguments the environment is made with."""
         horizon = {"horizon": list(self.horizon)} if self.horizon else {}
@@ -108,13 +152,29 @@ class TrainConfig:
 
 def main(argv: Sequence[str]) -> int:
     config = _configured(list(argv))
-    folder = _folder(config)
+    if config.nproc > 1 and "WORLD_SIZE" not in os.environ:
+        _torchrun(config.nproc, argv)
+    ranks = Ranks.joined(config.device)
+    try:
+        return _train(config, ranks)
+    finally:
+        ranks.close()
+
+
+def _torchrun(nproc: int, argv: Sequence[str]) -> NoReturn:
+    """This process becomes torchrun, which starts the command `nproc` times."""
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)]
+    os.execv(sys.executable, [sys.executable, *run, "-m", "agentgym.cli", "train", *argv])
+
+
+def _train(config: TrainConfig, ranks: Ranks) -> int:
+    folder = Path(ranks.from_leader(str(_folder(config)) if ranks.leads else None))
     transformers.utils.logging.disable_progress_bar()  # for files of a megabyte
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(True, warn_only=config.device != "cpu")
     again = shlex.join(["agentgym", "train", config.env, "--output", str(folder), "--resume"])
     try:
-        with Job(config, folder) as job:
+        with Job(config, folder, ranks) as job:
             job.run()
     except KeyboardInterrupt:
         raise Interrupted(f"What was finished is saved. Go on with: {again}") from None
@@ -167,7 +227,7 @@ def _folder(config: TrainConfig) -> Path:
     if config.resume and folder is not None:
         return folder
     folder = _numbered(config.env) if folder is None else folder
-    if any((folder / "checkpoints").glob("update-*.pt")):
+    if any((folder / "checkpoints").glob("update-*")):
         raise ConfigError(f"{folder} holds a run already: add --resume to go on with it, or choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / "config.tmp"

@@ -11,6 +11,7 @@ import resource
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -29,9 +30,12 @@ from agentgym.errors import ConfigError, InfrastructureError
 from agentgym.evaluation.horizon import half_horizon
 from agentgym.evaluation.intervals import wilson
 from agentgym.evaluation.run import Evaluation, evaluate
-from agentgym.learner.checkpoint import Checkpoints, weights_hash
-from agentgym.learner.loop import train
+from agentgym.learner.checkpoint import Checkpoints, save_model, weights_hash
+from agentgym.learner.distributed import Ranks
+from agentgym.learner.loop import Trainer
+from agentgym.learner.lora import add_adapters
 from agentgym.learner.metrics import MetricsLog, read_metrics
+from agentgym.learner.sampler import Sampler
 from agentgym.learner.scratch import scratch_model, scratch_tokenizer
 from agentgym.learner.update import Learner
 from agentgym.learner.warm_start import warm_start
@@ -56,13 +60,16 @@ DEMONSTRATION_TURNS = 64  # a demonstrator is stopped by its own giving up, not 
 class Job:
     """One run in one folder. `run` goes through the phases that are not yet done."""
 
-    def __init__(self, config: TrainConfig, folder: Path) -> None:
+    def __init__(self, config: TrainConfig, folder: Path, ranks: Ranks) -> None:
         self.config = config
         self.folder = folder
-        self.console = Console(stderr=False, highlight=False)
-        self._lock = _lock(folder)
-        self.store = Store(folder / "run.sqlite")
-        self.checkpoints = Checkpoints(folder / "checkpoints")
+        self.ranks = ranks
+        self.console = Console(stderr=False, highlight=False, quiet=not ranks.leads)
+        self._lock = _lock(folder) if ranks.leads else None
+        self.store = Store(folder / "run.sqlite") if ranks.leads else None
+        self.checkpoints = Checkpoints(
+            folder / "checkpoints", keep=config.loop.keep_checkpoints, beside=self._save_speech
+        )
         self.progress: dict[str, Any] = {}
         self._drivers: list[Driver] = []
 
@@ -79,6 +86,7 @@ class Job:
             state = (0, self.progress)
             self._save(0)
         done, self.progress = state
+        self.learner.publish(self.lm)
         if "before" not in self.progress:
             self.progress["before"] = self._evaluate("before")
             self._save(done)
@@ -86,22 +94,24 @@ class Job:
         if "after" not in self.progress:
             self.progress["after"] = self._evaluate("after")
             self.progress["weights"] = weights_hash(self.lm)
-            self.lm.model.save_pretrained(self.folder / "model")
-            self.renderer.tokenizer.save_pretrained(self.folder / "model")
-            self.chat.save(self.folder / "model")
+            if self.ranks.leads:
+                save_model(self.lm, self.folder / "model", beside=self._save_speech)
             self._save(config.loop.updates)
         if config.control_steps and "control" not in self.progress:
             self._control(ledgers)
             self._save(config.loop.updates)
-        self._finish()
+        if self.ranks.leads:
+            self._finish()
 
     def close(self) -> None:
         for driver in self._drivers:
             driver.close()
         if hasattr(self, "engine"):
             self.engine.shutdown()
-        self.store.close()
-        self._lock.close()
+        if self.store is not None:
+            self.store.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def __enter__(self) -> Job:
         return self
@@ -114,8 +124,10 @@ class Job:
     def _prepare(self) -> list[Ledger]:
         """Model, tokenizer, engine and policy; and the demonstrations, where the model is to imitate."""
         config, chat = self.config, ChatFormat(self.config.syntax or "hermes")
-        if config.loop.credit == "same_state" and not self._names_states():
-            raise ConfigError(f"credit same_state needs state_key(), which {config.env} lacks; use leave_one_out")
+        if config.credit_needs_states and not self._names_states():
+            raise ConfigError(
+                f"credit {config.loop.credit} needs state_key(), which {config.env} lacks; use leave_one_out"
+            )
         episodes: list[Episode] = []
         if config.warm.warm_steps and (config.model is None or config.warm.imitate_always):
             with self._timed("demonstrations"):
@@ -126,18 +138,25 @@ class Job:
             chat = ChatFormat(config.syntax or "hermes", tools="hidden")
             tokenizer = scratch_tokenizer(_texts(episodes, chat.syntax), vocabulary=config.scratch.vocabulary)
             model: Any = scratch_model(tokenizer, config.scratch, seed=derive_seed(config.seed, "weights"))
-            model = model.to(config.device)
+            model = model.to(self.ranks.device)
         else:
             tokenizer = load_tokenizer(config.model)
-            model = load_model(config.model, device=config.device, dtype=config.dtype)
+            model = load_model(config.model, device=str(self.ranks.device), dtype=config.dtype)
             chat = ChatFormat.load(config.model)
             if config.syntax is not None and config.syntax != chat.syntax and chat != ChatFormat():
                 raise ConfigError(f"--syntax {config.syntax}: {config.model} was taught {chat.syntax}; leave it out")
             chat = replace(chat, syntax=config.syntax or chat.syntax)
         self.chat = chat
+        if config.lora.lora_rank:
+            add_adapters(model, config.lora, seed=derive_seed(config.seed, "adapters"))
         self.lm = CausalLM(model)
         self.engine = LocalEngine(self.lm)
         self.renderer = Renderer(tokenizer)
+        if config.history == "extend" and not self.renderer.only_appends:
+            raise ConfigError(
+                f"history extend: the chat template of {config.model} rewrites what went before (thoughts dropped, text"
+                " trimmed), so a token that was sampled would be read as another; take --history fork"
+            )
         self.policy = LocalPolicy(
             self.engine, self.renderer, chat=chat, temperature=config.temperature, max_tokens=config.max_tokens
         )
@@ -184,8 +203,9 @@ class Job:
         config = self.config
         if done >= config.loop.updates:
             return
-        self.store.reopen("train", from_update=done)
-        metrics = MetricsLog(self.folder / "metrics.jsonl", updates_done=done)
+        if self.store is not None:
+            self.store.reopen("train", from_update=done + self.progress.get("ahead", 0))
+        metrics = MetricsLog(self.folder / "metrics.jsonl", updates_done=done, writes=self.ranks.leads)
         driver = self._driver(self.policy, "train", config.env_kwargs(split="train"), store=self.store)
         split = self.env.unwrapped.tasks.split("train")  # type: ignore[attr-defined]
         with self._bar("updates", config.loop.updates, done) as advance:
@@ -194,34 +214,37 @@ class Job:
                 self.console.print(update_line(line, config.loop.updates), soft_wrap=True)
                 advance(f"success {line['success']:.0%}")
 
-            run_sync(
-                train(
-                    split, driver, self.policy, self.learner, config.loop, config.objective,
-                    seed=config.seed, start=done, checkpoints=self.checkpoints, metrics=metrics,
-                    progress=self.progress, on_update=told,
-                )
+            trainer = Trainer(
+                driver, self.policy, self.lm, self.learner, Sampler(split, config.curriculum, seed=config.seed),
+                config.loop, config.objective, self.checkpoints, metrics, self.progress,
+                selection=config.selection, alarms=config.alarm, on_update=told,
             )  # fmt: skip
+            run_sync(trainer.run(done))
 
     def _evaluate(self, phase: str, horizons: Sequence[int] | None = None) -> dict[str, Any]:
-        """Held-out tasks by horizon, sampled as in training and greedy."""
+        """Held-out tasks by horizon, sampled as in training and greedy; by the leader, for all."""
+        found = None if self.store is None else self._evaluated(phase, horizons, self.store)
+        return self.ranks.from_leader(found)
+
+    def _evaluated(self, phase: str, horizons: Sequence[int] | None, store: Store) -> dict[str, Any]:
         config = self.config
         horizons = config.test_horizon or config.horizon if horizons is None else horizons
         found: dict[str, Any] = {}
         run_sync(self.engine.push(self.learner.version))
         with self._timed("evaluate"):
             for name, policy in ((phase, self.policy), (f"{phase}-greedy", self.policy.at(0.0))):
-                self.store.reopen(name, from_update=0)  # which episodes share a batch must not depend on a kill
+                store.reopen(name, from_update=0)  # which episodes share a batch must not depend on a kill
                 with self._bar(name, 1) as advance:
                     result: Evaluation = run_sync(
                         evaluate(
-                            config.env, policy, store=self.store, run=name, split="test", horizons=horizons,
+                            config.env, policy, store=store, run=name, split="test", horizons=horizons,
                             limit=config.eval_limit, start=config.eval_start, seed=config.seed,
                             concurrency=config.concurrency, env_kwargs=config.env_kwargs(),
                             progress=lambda n, total: advance(at=n, total=total),
                         )
                     )  # fmt: skip
                 if not result.num_scored:
-                    failure = next(e.failure for e in self.store.episodes(run=name))
+                    failure = next(e.failure for e in store.episodes(run=name))
                     raise InfrastructureError(f"evaluation {name}: no episode could be scored; the first: {failure}")
                 found[name.removeprefix(phase).lstrip("-") or "sampled"] = self._figures(result)
         return found
@@ -303,8 +326,20 @@ class Job:
     # -- small things -----------------------------------------------------------------------------------------------
 
     def _new_learner(self) -> Learner:
-        loop = self.config.loop
-        return Learner(self.lm, self.config.optimizer, total_steps=loop.updates * loop.minibatches)
+        """Trains the engine's own weights, or a copy where these are sharded or change while the engine samples."""
+        config, ranks, lm = self.config, self.ranks, self.lm
+        if ranks.size > 1 or config.loop.staleness:
+            model = deepcopy(self.lm.model)
+            lm = CausalLM(model.float() if ranks.size > 1 else model)
+        return Learner(
+            lm, config.optimizer, total_steps=config.loop.updates * config.loop.minibatches, ranks=ranks,
+            anchored=config.objective.needs_reference, compute_dtype=self.lm.model.dtype,
+        )  # fmt: skip
+
+    def _save_speech(self, folder: Path) -> None:
+        """What a model's folder needs beside its weights."""
+        self.renderer.tokenizer.save_pretrained(folder)
+        self.chat.save(folder)
 
     def _driver(
         self, policy: Any, run: str, kwargs: dict[str, Any], *, store: Store | None, concurrency: int | None = None

@@ -15,9 +15,21 @@ def update_line(line: dict[str, Any], updates: int) -> str:
         f"update {line['update'] + 1:>4}/{updates}  success {line['success']:6.1%}  [{by_horizon}]  "
         f"entropy {line.get('entropy', 0):.3f}  kl {line.get('kl_k3', 0):.4f}  "
         f"clip {line.get('clip_fraction', 0):.3f}  "
-        f"grad {line['grad_norm']:.2f}  mismatch {line['mismatch_mean']:.1e} max {line['mismatch_max']:.1e}  "
-        f"same {line['zero_variance_share']:.0%}  {line['tokens_sampled'] / line['seconds_generate']:,.0f} tok/s"
+        f"grad {line['grad_norm']:.2f}  mismatch {line['mismatch_mean']:.1e} p99 {line['mismatch_p99']:.1e} "
+        f"max {line['mismatch_max']:.1e}  same {line['zero_variance_share']:.0%}  "
+        f"{_shares(line)}{line['tokens_sampled'] / max(line['seconds_generate'], 1e-9):,.0f} tok/s"
     ).replace("[", "\\[")
+
+
+def _shares(line: dict[str, Any]) -> str:
+    """What is told only where there is any."""
+    told = (("filtered", line["filtered_share"]), ("masked", line["masked_share"]), ("twice", line["duplicate_share"]))
+    made = "".join(f"{name} {share:.0%}  " for name, share in told if share > 0)
+    if set(line["staleness"]) - {"0"}:
+        made += f"stale {' '.join(f'{k}:{n}' for k, n in line['staleness'].items())}  "
+    if line["failures"]:
+        made += f"failed {' '.join(f'{kind}:{n}' for kind, n in line['failures'].items())}  "
+    return made
 
 
 def before_and_after(name: str, interval: str, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:

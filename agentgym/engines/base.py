@@ -23,12 +23,15 @@ class Sampling:
     max_tokens: int = 64
     temperature: float = 1.0  # 0 takes the likeliest token
     stop_ids: tuple[int, ...] = ()
+    top_p: float = 1.0  # below 1 only the likeliest tokens that together have this much are drawn
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens is {self.max_tokens}; a message needs at least 1")
         if not (self.temperature == 0 or 0.01 <= self.temperature <= 100):
             raise ConfigError(f"temperature is {self.temperature}; give 0 (greedy) or a number from 0.01 to 100")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p is {self.top_p}; a share of the probability lies above 0 and up to 1")
 
 
 @dataclass(frozen=True, slots=True)

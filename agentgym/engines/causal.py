@@ -42,10 +42,17 @@ class CausalLM:
     def max_context(self) -> int:
         return int(getattr(self.model.config, "max_position_embeddings", 0) or 1 << 20)
 
-    def hidden(self, ids: Tensor, *, positions: Tensor | None, mask: Tensor | None, cache: Any = None) -> Tensor:
+    @property
+    def linear_head(self) -> nn.Linear | None:
+        """The head, where it is no more than a matrix behind the backbone."""
+        head = self._head if self._backbone is not None else None
+        return head if type(head) is nn.Linear else None
+
+    def hidden(self, ids: Tensor, *, positions: Tensor | None, mask: Any, cache: Any = None, **more: Any) -> Tensor:
         """ids [B, n] int64, positions [B, n] or None (0, 1, …), mask None (causal) or additive [B, 1, n, keys] -> what
-        `logits` takes ([B, n, width], or the logits themselves for a model that cannot be split)."""
-        inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": mask}
+        `logits` takes ([B, n, width], or the logits themselves for a model that cannot be split). `more` reaches the
+        model's attention."""
+        inputs = {"input_ids": ids, "position_ids": positions, "attention_mask": mask, **more}
         inputs |= {"past_key_values": cache, "use_cache": cache is not None}
         if self._backbone is None:
             return self.model(**inputs).logits
@@ -68,7 +75,18 @@ class CausalLM:
         """hidden [..., width] -> logits [..., vocabulary] in float32."""
         if self._backbone is None or self._head is None:
             return hidden.float()
-        return self._head(hidden).float()
+        head = self.linear_head
+        if head is None or hidden.device.type == "cpu":
+            return self._head(hidden).float()
+        z = float_matmul(hidden.flatten(0, -2), head.weight.T).unflatten(0, hidden.shape[:-1])
+        return z if head.bias is None else z + head.bias
+
+
+def float_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a [n, k] @ b [k, m] -> [n, m] float32: on a GPU products of low precision are summed and given in float32."""
+    if a.dtype != torch.float32 and a.device.type == "cuda":
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return (a @ b).float()
 
 
 def load_model(name: str, *, device: str = "cpu", dtype: str = "float32") -> PreTrainedModel:

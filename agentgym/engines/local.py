@@ -324,6 +324,7 @@ class LocalEngine:
             self.lm.logits(hidden[index, 0]),
             np.array([r.sampling.temperature for r in requests]),
             np.array([r.uniforms[len(r.logprobs)] for r in requests]),
+            np.array([r.sampling.top_p for r in requests]),
         )
         self._tokens[due, self._length[due]] = ids
         self._length[due] += 1
@@ -355,17 +356,30 @@ class LocalEngine:
         return self.lm.hidden(torch.from_numpy(ids).to(device), positions=where, mask=mask, cache=cache)
 
 
-def _sample(logits: Tensor, temperatures: np.ndarray, uniforms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _sample(
+    logits: Tensor, temperatures: np.ndarray, uniforms: np.ndarray, top_p: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """One token per row by inverting the distribution function at the row's own uniform number.
 
-    logits [B, vocabulary] float32; temperatures, uniforms [B] -> ids [B] int64, log-probs [B] float32 under the
+    logits [B, vocabulary] float32; temperatures, uniforms, top_p [B] -> ids [B] int64, log-probs [B] float32 under the
     distribution sampled from. Temperature 0 takes the likeliest token, whose log-prob is then 0."""
     greedy = torch.from_numpy(temperatures == 0).to(logits.device)
     scale = torch.from_numpy(np.where(temperatures == 0, 1.0, temperatures)).to(logits)
     logp = torch.log_softmax(logits / scale[:, None], dim=-1)
+    if (top_p < 1).any():
+        logp = _nucleus(logp, torch.from_numpy(top_p).to(logp))
     distribution = logp.exp().cumsum(-1, dtype=torch.float64)
     threshold = torch.from_numpy(uniforms).to(distribution) * distribution[:, -1]
     ids = torch.searchsorted(distribution, threshold[:, None], right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
     ids = torch.where(greedy, logits.argmax(-1), ids)
     chosen = logp.gather(-1, ids[:, None])[:, 0].masked_fill_(greedy, 0.0)
     return ids.cpu().numpy(), chosen.cpu().numpy()
+
+
+def _nucleus(logp: Tensor, top_p: Tensor) -> Tensor:
+    """Log-probs [B, vocabulary] of the distribution cut to the fewest likeliest tokens that have `top_p` [B] together
+    (Holtzman et al. 2020), normalised anew; -inf elsewhere."""
+    ranked, order = logp.sort(dim=-1, descending=True, stable=True)
+    before = ranked.exp().cumsum(-1) - ranked.exp()
+    cut = torch.zeros_like(logp, dtype=torch.bool).scatter(-1, order, before >= top_p[:, None])
+    return torch.log_softmax(logp.masked_fill(cut & (top_p < 1)[:, None], -torch.inf), dim=-1)

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from agentgym.errors import AgentGymError
-from agentgym.learner.pack import Trajectory
+from agentgym.learner.pack import Reach, Trajectory
+from agentgym.learner.selection import Selected
 from agentgym.ledger import Episode, Source
 
 
@@ -21,24 +22,24 @@ class AuditError(AgentGymError):
 
 
 def audit(
-    episodes: Sequence[Episode], trajectories: Sequence[Trajectory | None], *, version: int, trained: int
+    episodes: Sequence[Episode], selected: Selected, *, version: int, trained: int | None, reach: Reach = "turns"
 ) -> dict[str, Any]:
     """The figures of one update's episodes.
 
-    `trajectories` are what credit made of the episodes, in order; `version` is the learner's when the batch was
-    sampled; `trained` counts the tokens that went through the loss. Raises AuditError where a token was trained twice
-    or never."""
+    `selected` is what credit made of the episodes; `version` is the learner's when the update began; `trained` counts
+    the tokens that went through the loss, None where a step was skipped. Raises AuditError where a token was trained
+    twice or never."""
     counted = [e for e in episodes if e.counts]
     ledgers = [e.ledger for e in episodes if e.ledger is not None]
     sampled = sum(ledger.num_sampled for ledger in ledgers)
     owed = sum(
         len(s)
-        for t in trajectories
+        for t in selected.trajectories
         if t is not None
         for s in t.ledger
-        if s.source is Source.SAMPLED and t.advantages[s.turn] != 0
+        if s.source is Source.SAMPLED and _trains(t, s.turn, reach)
     )
-    if owed != trained:
+    if trained is not None and owed != trained:
         raise AuditError(f"{trained} tokens trained, {owed} sampled with an advantage: each must train exactly once")
     staleness = Counter(version - s.version for ledger in ledgers for s in ledger if s.version is not None)
     texts = Counter((e.task_id, *(s.ids.tobytes() for s in e.ledger)) for e in episodes if e.ledger is not None)
@@ -55,23 +56,42 @@ def audit(
         "failures": dict(sorted(Counter(str(e.failure.kind) for e in episodes if e.failure is not None).items())),
         "staleness": {str(k): v for k, v in sorted(staleness.items())},
         "zero_variance_share": _zero_variance_share(episodes),
+        "filtered_share": selected.num_filtered / max(1, selected.num_groups),
+        "masked_share": sum(t is None for t in selected.trajectories) / max(1, len(episodes)),
+        "reward_std": selected.reward_std,
+        "reward_parts": _parts(counted),
         "duplicate_share": sum(n - 1 for n in texts.values()) / max(1, len(ledgers)),
         "policy_token_share": sampled / max(1, sum(ledger.num_tokens for ledger in ledgers)),
         "tokens_sampled": sampled,
         "turns_mean": _mean([len(e.turns) for e in counted]),
         "turns_won": _mean(lengths["won"]),
         "turns_lost": _mean(lengths["lost"]),
+        "length_sampled": _mean([ledger.num_sampled for ledger in ledgers]),
+        "length_trained": _mean([t.ledger.num_sampled for t in selected.trajectories if t and t.advantages.any()]),
     }
 
 
-def refuse_mismatch(figures: dict[str, float], limit: float) -> None:
-    """Stop where engine and learner disagree about a probability by more than `limit` nats."""
+def mismatch(figures: dict[str, float], limit: float) -> str:
+    """What is wrong where engine and learner disagree about a probability by more than `limit` nats, or nothing."""
     worst = figures["mismatch_max"]
-    if not worst <= limit:
-        raise AuditError(
-            f"engine and learner differ by {worst:.2g} nats on a token (limit {limit:g}): a stale cache, another "
-            "temperature or other weights. --max-mismatch raises the limit for low-precision models."
-        )
+    if worst <= limit:
+        return ""
+    return (
+        f"engine and learner differ by {worst:.2g} nats on a token (limit {limit:g}): a stale cache, another "
+        "temperature or other weights. --max-mismatch raises the limit for low-precision models."
+    )
+
+
+def _trains(trajectory: Trajectory, turn: int, reach: Reach) -> bool:
+    if reach == "turns":
+        return bool(trajectory.advantages[turn] != 0)
+    return reach == "all" or bool(trajectory.advantages.any())
+
+
+def _parts(episodes: Sequence[Episode]) -> dict[str, float]:
+    """The mean of each part of the reward, over the episodes that have it."""
+    names = sorted({name for e in episodes for name in e.reward_parts})
+    return {name: _mean([e.reward_parts[name] for e in episodes if name in e.reward_parts]) for name in names}
 
 
 def _zero_variance_share(episodes: Sequence[Episode]) -> float:

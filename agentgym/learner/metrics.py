@@ -12,18 +12,23 @@ from agentgym.errors import ConfigError
 
 
 class MetricsLog:
-    """Appends to the file; a resumed run begins by dropping what its checkpoint does not know of."""
+    """Appends to the file; a resumed run begins by dropping what its checkpoint does not know of. With `writes` False
+    another process does."""
 
-    def __init__(self, path: Path, *, updates_done: int) -> None:
+    def __init__(self, path: Path, *, updates_done: int, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
+        if not writes:
+            return
         kept = [line for line in read_metrics(path) if line["update"] < updates_done]
         aside = path.with_suffix(".tmp")
         aside.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
         aside.replace(path)
 
     def add(self, line: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if self.writes:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

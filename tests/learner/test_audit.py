@@ -6,6 +6,7 @@ import pytest
 
 from agentgym.errors import Failure, FailureKind
 from agentgym.learner.audit import AuditError, audit
+from agentgym.learner.selection import Selected
 from agentgym.ledger import Episode, Ledger, Segment, Source, StopReason, Turn
 
 
@@ -34,6 +35,10 @@ def episode(
     )  # fmt: skip
 
 
+def chosen(trajectories: list) -> Selected:
+    return Selected(trajectories, num_groups=4, num_filtered=1, reward_std=0.25)
+
+
 def test_rates_and_lengths_are_of_those_that_count(trajectory):
     lost = FailureKind.INFRASTRUCTURE
     episodes = [
@@ -43,7 +48,7 @@ def test_rates_and_lengths_are_of_those_that_count(trajectory):
         episode(1, 0.0, [3], failure=FailureKind.POLICY, horizon=2),
         episode(2, 0.0, [9] * 9, failure=lost, horizon=2),
     ]
-    found = audit(episodes, [None] * 5, version=3, trained=0)
+    found = audit(episodes, chosen([None] * 5), version=3, trained=0)
     assert (found["reward_mean"], found["success"], found["coverage"]) == (1.5 / 4, 1 / 4, 4 / 5)
     assert found["by_horizon"] == {"1": 0.5, "2": 0.0}
     assert (found["turns_mean"], found["turns_won"], found["turns_lost"]) == (7 / 4, 2.0, 5 / 3)
@@ -57,10 +62,10 @@ def test_rates_and_lengths_are_of_those_that_count(trajectory):
 def test_trap_31_a_token_that_trained_twice_or_never_stops_the_run(trajectory):
     episodes = [episode(0, 1.0, [4, 2]), episode(0, 0.0, [3])]
     taught = [trajectory(episodes[0].ledger, [1.0, 0.0]), trajectory(episodes[1].ledger, -1.0)]
-    audit(episodes, taught, version=3, trained=7)
+    audit(episodes, chosen(taught), version=3, trained=7)
     for trained in (6, 8, 14, 0):
         with pytest.raises(AuditError, match=f"{trained} tokens trained, 7 sampled with an advantage"):
-            audit(episodes, taught, version=3, trained=trained)
+            audit(episodes, chosen(taught), version=3, trained=trained)
 
 
 def test_trap_44_the_share_of_groups_that_teach_nothing_is_told(trajectory):
@@ -71,7 +76,7 @@ def test_trap_44_the_share_of_groups_that_teach_nothing_is_told(trajectory):
             for g, rewards in enumerate(groups)
             for r in rewards
         ]
-        return audit(episodes, [None] * len(episodes), version=3, trained=0)["zero_variance_share"]
+        return audit(episodes, chosen([None] * len(episodes)), version=3, trained=0)["zero_variance_share"]
 
     assert share([1.0, 1.0], [0.0, 0.0], [1.0, 0.0], [0.3, 0.3]) == 3 / 4
     assert share([1.0, 0.0], [0.0, 0.2]) == 0.0
@@ -82,14 +87,14 @@ def test_trap_44_the_share_of_groups_that_teach_nothing_is_told(trajectory):
 
 def test_trap_46_staleness_is_counted_per_sampled_span():
     episodes = [episode(0, 1.0, [1, 1], version=5), episode(0, 0.0, [1], version=3)]
-    assert audit(episodes, [None, None], version=5, trained=0)["staleness"] == {"0": 2, "2": 1}
+    assert audit(episodes, chosen([None, None]), version=5, trained=0)["staleness"] == {"0": 2, "2": 1}
 
 
 def test_trap_27_episodes_that_repeat_one_another_are_seen():
     episodes = [episode(0, 1.0, [4]), episode(0, 1.0, [4]), episode(0, 0.0, [4], first_id=9), episode(1, 1.0, [4])]
-    assert audit(episodes, [None] * 4, version=3, trained=0)["duplicate_share"] == 1 / 4
+    assert audit(episodes, chosen([None] * 4), version=3, trained=0)["duplicate_share"] == 1 / 4
 
 
 def test_an_update_without_episodes_has_figures_too():
-    found = audit([], [], version=0, trained=0)
+    found = audit([], chosen([]), version=0, trained=0)
     assert (found["episodes"], found["reward_mean"], found["coverage"], found["staleness"]) == (0, 0.0, 0.0, {})

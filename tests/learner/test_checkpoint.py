@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from agentgym.errors import ConfigError
 from agentgym.learner.checkpoint import Checkpoints, weights_hash
@@ -48,6 +51,38 @@ def test_trap_47_a_state_comes_back_with_weights_optimiser_random_numbers_and_pr
             assert all(torch.equal(state[name], b["state"][key][name]) for name in state)
 
 
+def test_trap_47_every_process_wide_generator_goes_on_where_it_was(learner, load, tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    random.seed(5), np.random.seed(6), torch.manual_seed(7)
+    random.gauss(0, 1), np.random.standard_normal()  # both keep a second number for next time
+    checkpoints.save(learner, 1, {})
+
+    def drawn() -> list[float]:
+        return [random.gauss(0, 1), random.random(), *np.random.standard_normal(3), *torch.rand(3).tolist()]
+
+    expected = drawn()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    checkpoints.load(fresh(load))
+    assert drawn() == expected
+
+
+def test_a_checkpoint_is_a_model_that_others_open(learner, tmp_path):
+    path = Checkpoints(tmp_path, beside=lambda folder: (folder / "more.txt").write_text("kept")).save(learner, 1, {})
+    opened = AutoModelForCausalLM.from_pretrained(path / "model")
+    ids = torch.arange(9)[None]
+    assert torch.equal(opened(input_ids=ids).logits, learner.lm.model.eval()(input_ids=ids).logits)
+    assert (path / "model" / "more.txt").read_text() == "kept"
+
+
+def test_the_best_is_kept_beside_the_newest(learner, tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for update, score in enumerate([0.1, 0.7, 0.3, None, 0.7, 0.2, 0.5]):
+        checkpoints.save(learner, update, {}, score=score)
+    # of two equals the newer; then 5 and 6, which are the newest
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["update-000004", "update-000005", "update-000006"]
+    assert checkpoints.best().name == "update-000004"
+
+
 def test_where_nothing_was_saved_nothing_is_loaded(learner, tmp_path):
     before = weights_hash(learner.lm)
     assert Checkpoints(tmp_path / "nothing").load(learner) is None
@@ -58,14 +93,16 @@ def test_the_newest_states_are_kept_and_the_newest_is_loaded(learner, load, tmp_
     checkpoints = Checkpoints(tmp_path, keep=2)
     for update in (0, 9, 10, 100, 2):
         checkpoints.save(learner, update, {"at": update})
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["update-000010.pt", "update-000100.pt"]
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["update-000010", "update-000100"]
     assert checkpoints.load(fresh(load)) == (100, {"at": 100})
 
 
 def test_a_writer_killed_in_the_middle_leaves_the_last_whole_state(learner, load, tmp_path):
     checkpoints = Checkpoints(tmp_path)
     path = checkpoints.save(learner, 1, {})
-    path.with_name("update-000002.tmp").write_bytes(path.read_bytes()[:1000])  # what a kill leaves behind
+    aside = tmp_path / "aside.tmp"  # what a kill leaves behind
+    aside.mkdir()
+    (aside / "state.pt").write_bytes((path / "state.pt").read_bytes()[:1000])
     assert checkpoints.load(fresh(load)) == (1, {})
     checkpoints.save(learner, 2, {})
     assert checkpoints.load(fresh(load)) == (2, {})
@@ -84,14 +121,15 @@ def test_a_writer_killed_in_the_middle_leaves_the_last_whole_state(learner, load
 ])  # fmt: skip
 def test_a_state_that_cannot_be_read_names_itself_and_the_way_out(learner, load, tmp_path, break_it):
     path = Checkpoints(tmp_path).save(learner, 3, {})
-    path.write_bytes(break_it(path.read_bytes()))
+    state = path / "state.pt"
+    state.write_bytes(break_it(state.read_bytes()))
     with pytest.raises(ConfigError, match=rf"checkpoint {path} cannot be read \(.*Delete it: --resume then takes"):
         Checkpoints(tmp_path).load(fresh(load))
 
 
 def test_flipped_bits_are_refused_or_change_nothing(learner, load, tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    path = checkpoints.save(learner, 3, {"at": 3})
+    path = checkpoints.save(learner, 3, {"at": 3}) / "state.pt"
     whole, good = path.read_bytes(), weights_hash(learner.lm)
     chance, refused = np.random.default_rng(0), 0
     for at in np.concatenate([chance.integers(0, 4000, 30), chance.integers(0, len(whole), 30)]):
@@ -116,10 +154,10 @@ def test_the_one_before_is_taken_when_a_broken_one_is_deleted(learner, load, tmp
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(learner, 1, {})
     broken = checkpoints.save(learner, 2, {})
-    broken.write_bytes(b"")
+    (broken / "state.pt").write_bytes(b"")
     with pytest.raises(ConfigError, match="update-000002"):
         checkpoints.load(fresh(load))
-    broken.unlink()
+    shutil.rmtree(broken)
     assert checkpoints.load(fresh(load)) == (1, {})
 
 

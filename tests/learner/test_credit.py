@@ -7,14 +7,41 @@ import torch
 from torch import Tensor, tensor
 
 from agentgym.errors import ConfigError
-from agentgym.learner.credit import CREDITS, get_credit, grpo, leave_one_out, outcome_mean, same_state
+from agentgym.learner.credit import CREDITS, Outcomes, get_credit, grpo, leave_one_out, maxrl, outcome_mean, same_state
 
 NAN = float("nan")
-ALONE = [leave_one_out, outcome_mean, grpo]
+ALONE = [leave_one_out, outcome_mean, grpo, maxrl]
 
 
 def floats(numbers: list[float]) -> Tensor:
     return tensor(numbers, dtype=torch.float32)
+
+
+def outcomes(
+    rewards: list[float],
+    owner: list[int],
+    state: list[int] | None = None,
+    *,
+    groups: list[int] | None = None,
+    valid: list[bool] | None = None,
+    turn_rewards: list[float] | None = None,
+) -> Outcomes:
+    """Trajectories whose reward comes at their last turn, unless it is said otherwise."""
+    count = len(rewards)
+    last = [i + 1 == len(owner) or owner[i + 1] != who for i, who in enumerate(owner)]
+    at_the_end = [rewards[who] if ends else 0.0 for who, ends in zip(owner, last, strict=True)]
+    return Outcomes(
+        floats(rewards),
+        tensor(groups or [0] * count),
+        tensor([True] * count if valid is None else valid),
+        tensor(owner, dtype=torch.long),
+        floats(at_the_end if turn_rewards is None else turn_rewards),
+        tensor([-1] * len(owner) if state is None else state, dtype=torch.long),
+    )
+
+
+def per_turn(name: str, made: Outcomes, discount: float = 1.0) -> list[float]:
+    return [round(value, 4) for value in get_credit(name)(made, discount).tolist()]
 
 
 def values(
@@ -95,26 +122,17 @@ def test_a_groups_advantages_sum_to_zero(credit):
 @pytest.mark.parametrize("name", ["leave_one_out", "grpo", "outcome_mean"])
 def test_trap_30_many_turns_or_rows_give_a_trajectory_no_heavier_vote(name):
     # One that won in one turn, three that lost in nine turns each.
-    owner = tensor([0] + [1] * 9 + [2] * 9 + [3] * 9)
-    made = get_credit(name)(
-        floats([1, 0, 0, 0]), torch.zeros(4, dtype=torch.long), torch.ones(4, dtype=torch.bool), owner, owner * 0 - 1
-    )
+    owner = [0] + [1] * 9 + [2] * 9 + [3] * 9
+    made = per_turn(name, outcomes([1, 0, 0, 0], owner))
     (credit,) = (f for f in ALONE if f.__name__ == name)
     alone = values(credit, [1, 0, 0, 0])
-    assert [round(v, 4) for v in made.tolist()] == [alone[0]] + [alone[1]] * 27
+    assert made == [alone[0]] + [alone[1]] * 27
 
 
 def turns(
     rewards: list[float], owner: list[int], state: list[int], *, groups: list[int] | None = None, valid=None
 ) -> list[float]:
-    count = len(rewards)
-    made: Tensor = same_state(
-        floats(rewards),
-        tensor(groups or [0] * count),
-        tensor([True] * count if valid is None else valid),
-        tensor(owner, dtype=torch.long),
-        tensor(state, dtype=torch.long),
-    )
+    made: Tensor = same_state(outcomes(rewards, owner, state, groups=groups, valid=valid), 1.0)
     return [round(value, 4) for value in made.tolist()]
 
 
@@ -143,12 +161,10 @@ def test_states_of_two_groups_are_two_states():
 
 @pytest.mark.parametrize("name", list(CREDITS))
 def test_where_everything_is_lost_nothing_is_taught(name):
-    made = get_credit(name)(
-        tensor([1.0, 0.0]), tensor([0, 0]), tensor([False, False]), tensor([0, 0, 1]), tensor([0, 1, 0])
-    )
-    assert made.tolist() == [0.0, 0.0, 0.0]
+    made = outcomes([1.0, 0.0], [0, 0, 1], [0, 1, 0], valid=[False, False])
+    assert per_turn(name, made) == [0.0, 0.0, 0.0]
 
 
 def test_an_unknown_credit_lists_those_there_are():
-    with pytest.raises(ConfigError, match="no credit 'loo'; there are leave_one_out, grpo, outcome_mean, same_state"):
+    with pytest.raises(ConfigError, match="no credit 'loo': there are outcome_mean, leave_one_out, grpo"):
         get_credit("loo")

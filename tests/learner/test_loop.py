@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
 from agentgym import AgentEnv, Rubric, Task, TaskSet
+from agentgym.engines.causal import CausalLM
 from agentgym.engines.local import LocalEngine
 from agentgym.errors import ConfigError, InfrastructureError
+from agentgym.learner.alarms import AlarmConfig
 from agentgym.learner.audit import AuditError
 from agentgym.learner.checkpoint import Checkpoints, weights_hash
-from agentgym.learner.loop import LoopConfig, plan, train
+from agentgym.learner.loop import LoopConfig, Trainer
 from agentgym.learner.metrics import MetricsLog, read_metrics
+from agentgym.learner.sampler import CurriculumConfig, Sampler
+from agentgym.learner.selection import SelectionConfig
 from agentgym.learner.update import Learner, ObjectiveConfig, OptimizerConfig
 from agentgym.loop import run_sync
 from agentgym.policies.local import LocalPolicy
@@ -61,6 +66,10 @@ class Run:
     env_id: str
     config: LoopConfig = CONFIG
     learner_class: type[Learner] = Learner
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    alarms: AlarmConfig = field(default_factory=lambda: AlarmConfig(alarm_gradient=0.0))
 
     def __post_init__(self) -> None:
         self.store = Store(self.folder / "run.sqlite")
@@ -70,18 +79,23 @@ class Run:
         stops = tuple(range(0, len(self.tokenizer), 4))  # most replies end before they are cut
         self.policy.sampling = replace(self.policy.sampling, stop_ids=stops)
         steps = self.config.updates * self.config.minibatches
-        self.learner = self.learner_class(self.lm, OptimizerConfig(lr=1e-3), total_steps=steps)
+        lm = CausalLM(deepcopy(self.lm.model)) if self.config.staleness else self.lm
+        self.learner = self.learner_class(
+            lm, OptimizerConfig(lr=1e-3), total_steps=steps, anchored=self.objective.needs_reference
+        )
         self.driver = Driver(self.env_id, self.policy, run="train", store=self.store, retries=0)
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
 
     async def go(self, on_update: Any = None) -> None:
         done, progress = self.checkpoints.load(self.learner) or (0, {})
-        self.store.reopen("train", from_update=done)
+        self.store.reopen("train", from_update=done + progress.get("ahead", 0))
         metrics = MetricsLog(self.folder / "metrics.jsonl", updates_done=done)
-        await train(
-            Letters.tasks.split("train"), self.driver, self.policy, self.learner, self.config, ObjectiveConfig(),
-            seed=3, start=done, checkpoints=self.checkpoints, metrics=metrics, progress=progress, on_update=on_update,
-        )  # fmt: skip
+        self.learner.publish(self.lm)
+        sampler = Sampler(Letters.tasks.split("train"), self.curriculum, seed=3)
+        await Trainer(
+            self.driver, self.policy, self.lm, self.learner, sampler, self.config, self.objective, self.checkpoints,
+            metrics, progress, selection=self.selection, alarms=self.alarms, on_update=on_update,
+        ).run(done)  # fmt: skip
 
     def end(self) -> tuple[str, list[tuple], list[dict[str, Any]]]:
         """Close, and what came of it: weights, episodes, and the metrics that are not times."""
@@ -273,7 +287,8 @@ def test_trap_18_another_temperature_in_the_learner_stops_the_run(run):
 
 def test_consecutive_updates_take_consecutive_tasks_and_wrap_around():
     split, config = Letters.tasks.split("train"), LoopConfig(groups=12, group_size=3)
-    plans = [plan(split, config, update=update, seed=0) for update in range(4)]
+    sampler = Sampler(split, CurriculumConfig(), seed=0)
+    plans = [sampler.slots(update, config.groups, config.group_size) for update in range(4)]
     ids = [split.id(i) for i in range(40)]
     groups = [[slots[i].task_id for i in range(0, 36, 3)] for slots in plans]
     assert groups[0] == ids[:12]
@@ -285,12 +300,13 @@ def test_consecutive_updates_take_consecutive_tasks_and_wrap_around():
 
 def test_a_group_shares_task_and_seed_and_no_two_groups_or_updates_share_a_seed():
     split, config = Letters.tasks.split("train"), LoopConfig(groups=40, group_size=2)
-    plans = [plan(split, config, update=update, seed=seed) for seed in range(2) for update in range(2)]
+    samplers = [Sampler(split, CurriculumConfig(), seed=seed) for seed in (0, 1, 0)]
+    plans = [s.slots(update, config.groups, config.group_size) for s in samplers[:2] for update in range(2)]
     for slots in plans:
         assert all(a.seed == b.seed and a.task_id == b.task_id for a, b in zip(slots[::2], slots[1::2], strict=True))
     seeds = [slot.seed for slots in plans for slot in slots[::2]]
     assert len(set(seeds)) == 160
-    assert plans[0] == plan(split, config, update=0, seed=0)
+    assert plans[0] == samplers[2].slots(0, config.groups, config.group_size)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +318,7 @@ def test_a_group_shares_task_and_seed_and_no_two_groups_or_updates_share_a_seed(
         ({"minibatches": 0}, "minibatches is 0"),
         ({"checkpoint_every": 0}, "checkpoint_every is 0"),
         ({"groups": 2, "minibatches": 3}, "groups 2 cannot be shared by 3 minibatches"),
-        ({"credit": "luck"}, "no credit 'luck'; there are leave_one_out"),
+        ({"credit": "luck"}, "no credit 'luck': there are outcome_mean"),
     ],
 )
 def test_a_loop_that_cannot_be_is_refused(wrong, fault):

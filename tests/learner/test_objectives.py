@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from agentgym.errors import ConfigError
-from agentgym.learner.objectives import TokenBatch, drift, get_objective, ppo_clip, reinforce, sft
-from agentgym.learner.reduce import denominator, masked_sum, per_trajectory
+from agentgym.learner.corrections import drift
+from agentgym.learner.objectives import TokenBatch, get_objective, ppo_clip, reinforce, sft
+from agentgym.learner.reduce import masked_sum, weights
 
 NAN = float("nan")
 
@@ -123,7 +124,7 @@ def test_trap_35_both_estimates_of_drift_are_the_divergence_on_average():
 
 
 def test_an_unknown_objective_lists_those_there_are():
-    with pytest.raises(ConfigError, match="no objective 'sft'; there are ppo_clip, reinforce"):
+    with pytest.raises(ConfigError, match="no objective 'sft': there are ppo_clip, reinforce, gspo, cispo"):
         get_objective("sft")
 
 
@@ -131,15 +132,20 @@ def test_an_unknown_objective_lists_those_there_are():
 
 
 def test_denominators_count_all_that_was_planned_to_train():
-    assert denominator("tokens", [3, 0, 5]) == 8.0
-    assert denominator("trajectories", [3, 0, 5]) == 3.0
-    assert denominator("tokens", []) == denominator("trajectories", []) == denominator("tokens", [0]) == 1.0
+    assert weights("tokens", [3, 0, 5]).divisor == 8.0
+    assert weights("trajectories", [3, 0, 5]).divisor == 3.0
+    assert weights("groups", [3, 0, 5], [4, 4, 9]).divisor == 2.0
+    assert weights("constant", [3, 0, 5], length=10).divisor == 30.0
+    for kind in ("tokens", "trajectories", "groups"):
+        assert weights(kind, [], []).divisor == 1.0
+    assert weights("tokens", [0]).divisor == 1.0
 
 
-def test_per_trajectory_every_trajectory_weighs_the_same():
-    # Of 1 and 4 tokens: each token of the second counts a quarter.
-    shares = per_trajectory(torch.tensor([8.0] * 5), torch.tensor([0, 1, 1, 1, 1]), torch.tensor([1.0, 4.0]))
-    assert shares.tolist() == [8.0, 2.0, 2.0, 2.0, 2.0]
+def test_whoever_is_counted_weighs_the_same_whatever_it_said():
+    assert weights("tokens", [1, 4]).share is None
+    assert weights("constant", [1, 4], length=9).share is None
+    assert weights("trajectories", [1, 4, 0]).share.tolist() == [1.0, 0.25, 1.0]
+    assert weights("groups", [1, 4, 2, 0], [7, 7, 3, 5]).share.tolist() == pytest.approx([0.2, 0.2, 0.5, 1.0])
 
 
 def test_a_masked_sum_does_not_read_what_it_leaves_out():

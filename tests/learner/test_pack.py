@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agentgym.errors import LedgerError
-from agentgym.learner.pack import Trajectory, padded
+from agentgym.learner.pack import Trajectory, pack
 from agentgym.learner.update import ObjectiveConfig
 from agentgym.ledger import Ledger, Segment, Source
 
@@ -24,7 +24,7 @@ def sampled(ids: list[int], turn: int = 0, logprob: float = -5.0, version: int =
 
 def whole(trajectories: list[Trajectory]) -> list[tuple[int, int, int, float]]:
     """(trajectory, turn, target, recorded log-prob) of every token that trains, in order."""
-    parts = padded(trajectories, max_tokens=10_000)
+    parts = pack(trajectories, max_tokens=10_000)
     return sorted(
         (int(i), int(turn), int(target), float(logp))
         for part in parts
@@ -37,7 +37,7 @@ def whole(trajectories: list[Trajectory]) -> list[tuple[int, int, int, float]]:
 def test_trap_9_each_target_is_predicted_from_the_position_before_it(trajectory):
     first = Ledger([observed([5, 6]), sampled([7, EOS]), observed([8], 1), sampled([9], 1, -2.0)])
     second = Ledger([observed([4]), sampled([3])])
-    (part,) = padded([trajectory(first, [1.0, -1.0]), trajectory(second, 0.5)], max_tokens=10_000)
+    (part,) = pack([trajectory(first, [1.0, -1.0]), trajectory(second, 0.5)], max_tokens=10_000)
     assert part.ids.tolist() == [[5, 6, 7, EOS, 8, 9], [4, 3, 0, 0, 0, 0]]
     assert part.where.tolist() == [1, 2, 4, 6]  # before 7, before the stop token, before 9; and 6 + 0 before 3
     assert part.targets.tolist() == [7, EOS, 9, 3]
@@ -50,7 +50,7 @@ def test_trap_9_each_target_is_predicted_from_the_position_before_it(trajectory)
 def test_trap_7_padding_is_a_matter_of_length_and_never_of_an_id(trajectory):
     # Rows full of the id that also pads: observed, sampled, and as the last token.
     rows = [[observed([EOS, EOS]), sampled([EOS, 7, EOS, EOS])], [observed([EOS]), sampled([EOS])]]
-    (part,) = padded([trajectory(Ledger(row)) for row in rows], max_tokens=10_000)
+    (part,) = pack([trajectory(Ledger(row)) for row in rows], max_tokens=10_000)
     assert part.where.tolist() == [1, 2, 3, 4, 6]
     assert part.targets.tolist() == [EOS, 7, EOS, EOS, EOS]
 
@@ -65,12 +65,12 @@ def test_trap_13_a_turn_without_an_advantage_is_left_out_and_still_counted(traje
     ledger = Ledger([observed([5]), sampled([6, 7]), observed([8], 1), sampled([9], 1)])
     made = trajectory(ledger, [0.0, 1.0])
     assert made.num_trainable == 3
-    (part,) = padded([made], max_tokens=10_000)
+    (part,) = pack([made], max_tokens=10_000)
     assert part.targets.tolist() == [9]
     assert part.ids.tolist() == [[5, 6, 7, 8, 9]]
-    (part,) = padded([trajectory(ledger, [1.0, 0.0])], max_tokens=10_000)
+    (part,) = pack([trajectory(ledger, [1.0, 0.0])], max_tokens=10_000)
     assert part.ids.tolist() == [[5, 6, 7]]  # what comes behind the last token that trains is not needed
-    assert padded([trajectory(ledger, 0.0)], max_tokens=10_000) == []
+    assert pack([trajectory(ledger, 0.0)], max_tokens=10_000) == []
 
 
 def test_trap_31_each_sampled_token_trains_once_whatever_was_forked(trajectory):
@@ -97,14 +97,14 @@ def test_trap_31_each_sampled_token_trains_once_whatever_was_forked(trajectory):
 def test_a_row_in_which_nothing_was_sampled_is_no_row(load, trajectory, gradient):
     # A fork that filled the context: the whole chat observed anew, and no room left for a reply.
     ledger = Ledger([observed([5]), sampled([6, 7]), observed(list(range(200)), 1, forks=True)])
-    assert [part.ids.tolist() for part in padded([trajectory(ledger)], max_tokens=10)] == [[[5, 6, 7]]]
+    assert [part.ids.tolist() for part in pack([trajectory(ledger)], max_tokens=10)] == [[[5, 6, 7]]]
     assert float(gradient(load(), [trajectory(ledger)], microbatch_tokens=10).norm()) > 0
 
 
 @pytest.mark.parametrize("limit", [1, 30, 60, 100, 10_000])
 def test_a_part_keeps_to_its_limit_and_all_parts_hold_everything(random_ledger, trajectory, limit):
     trajectories = [trajectory(random_ledger(seed, turns=1 + seed % 4), seed + 1.0) for seed in range(30)]
-    parts = padded(trajectories, max_tokens=limit)
+    parts = pack(trajectories, max_tokens=limit)
     for part in parts:
         assert part.ids.numel() <= limit or len(part.ids) == 1
     found = [int(i) for part in parts for i in part.trajectory_index]
@@ -114,21 +114,21 @@ def test_a_part_keeps_to_its_limit_and_all_parts_hold_everything(random_ledger, 
 
 def test_rows_of_very_different_lengths_do_not_share_a_part(trajectory):
     long, short = Ledger([observed([5] * 600), sampled([6])]), Ledger([observed([5]), sampled([6])])
-    parts = padded([trajectory(short), trajectory(long), trajectory(short)], max_tokens=100_000)
+    parts = pack([trajectory(short), trajectory(long), trajectory(short)], max_tokens=100_000)
     assert [tuple(part.ids.shape) for part in parts] == [(1, 601), (2, 2)]
 
 
 def test_reinforcement_refuses_what_nobody_sampled(trajectory):
     ledger = Ledger([observed([5]), Segment([6, 7], Source.WRITTEN, 0), sampled([8])])
     with pytest.raises(LedgerError, match="2 written tokens in a reinforcement batch"):
-        padded([trajectory(ledger)], max_tokens=100)
+        pack([trajectory(ledger)], max_tokens=100)
     assert [t for *_, t, _ in whole([trajectory(ledger, trains="written")])] == [6, 7]
     assert [t for *_, t, _ in whole([trajectory(ledger, trains="both")])] == [6, 7, 8]
 
 
 def test_a_first_token_cannot_train(trajectory):
     with pytest.raises(LedgerError, match="nothing comes before it; open with an observation"):
-        padded([trajectory(Ledger([sampled([6])]))], max_tokens=100)
+        pack([trajectory(Ledger([sampled([6])]))], max_tokens=100)
 
 
 # -- the same gradient, however it is packed ---------------------------------------------------------------------------

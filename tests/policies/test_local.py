@@ -13,7 +13,7 @@ from agentgym import AgentEnv, Rubric, Task, TaskSet, tool
 from agentgym.engines.base import Generation, Sampling
 from agentgym.engines.local import LocalEngine
 from agentgym.errors import ConfigError
-from agentgym.learner.pack import padded
+from agentgym.learner.pack import pack
 from agentgym.ledger import Episode, Ledger, Row, Source, StopReason
 from agentgym.loop import run_sync
 from agentgym.messages import Message, assistant, call, system, tool_result, user
@@ -84,7 +84,7 @@ def test_trap_1_what_trains_is_what_was_sampled_whatever_the_ids_decode_to(load,
         for asked in engine.asked[session]:
             assert row.ids[: len(asked)].tolist() == asked  # and each was sampled after what the row says came before
         assert row.logprobs[row.sampled].tobytes() == logprobs.tobytes()
-        (part,) = padded([trajectory(episode.ledger)], max_tokens=10_000)
+        (part,) = pack([trajectory(episode.ledger)], max_tokens=10_000)
         assert part.targets.tolist() == given  # to the learner's last step
         assert part.ids.flatten()[part.where + 1].tolist() == given
         for made in engine.given[session]:
@@ -103,7 +103,7 @@ def test_trap_13_a_reply_that_was_cut_has_one_mask_and_trains(load, tokenizer, r
         assert episode.messages[-1]["finish_reason"] == "length"
         made = trajectory(episode.ledger)
         told = sum(m.get("num_tokens", 0) for m in episode.messages)
-        (part,) = padded([made], max_tokens=10_000)
+        (part,) = pack([made], max_tokens=10_000)
         assert told == episode.ledger.num_sampled == made.num_trainable == len(part.targets)
         assert episode.ledger.rows()[0].sampled[-7:].all()  # the cut reply, to its last token
 
@@ -241,4 +241,4 @@ def test_what_is_written_reads_as_what_was_sampled(renderer_of):
         assert written.source is Source.WRITTEN
         ledger.append(written)
         assert ledger.num_sampled == 0
-        assert said._messages[1] == assistant("fn")
+        assert said.messages[1] == assistant("fn")

@@ -19,7 +19,7 @@ from agentgym import AgentEnv, Rubric, Task, TaskSet, Unscored, tool
 from agentgym.engines.local import LocalEngine
 from agentgym.errors import ConfigError, FailureKind, InfrastructureError, PolicyError, StoreError, TaskError
 from agentgym.learner.audit import audit
-from agentgym.learner.loop import credited
+from agentgym.learner.selection import Selected, SelectionConfig, select
 from agentgym.ledger import Episode, Source, StopReason
 from agentgym.loop import event_loop, run_sync
 from agentgym.messages import assistant, call, raw_call
@@ -106,7 +106,7 @@ def test_trap_40_broken_infrastructure_is_played_again_and_never_a_reward_of_zer
     assert {e.stop_reason for e in lost} == {StopReason.FAILED}
     assert dict(Faulty.plays) == {i: 1 if i < 12 else 2 if i < 18 else 3 for i in range(24)}
     # Worth 1 are 9 of the 18 that were played, so that the estimate is right; with zeros it would be 9 of 24.
-    figures = audit(episodes, [None] * 24, version=0, trained=0)
+    figures = audit(episodes, Selected([None] * 24, 0, 0, 0.0), version=0, trained=0)
     assert figures["reward_mean"] == figures["success"] == 0.5
     assert figures["coverage"] == 18 / 24
     assert figures["failures"] == {"infrastructure": 6}
@@ -138,7 +138,7 @@ def test_trap_41_a_group_that_lost_a_member_is_left_out_whole(faulty, sampled):
     # Tasks 0 and 1 never fail; 12 and 13 fail once, for whoever comes first, and are mended by a retry; 18 is lost.
     groups = [0, 1, 12, 13, 18]
     planned = [Slot(TASKS.split("train").id(g), k, g, 7) for g in groups for k in range(3)]
-    trajectories = credited(play(faulty, sampled, planned), "leave_one_out")
+    trajectories = select(play(faulty, sampled, planned), "leave_one_out", SelectionConfig()).trajectories
     assert [t is not None for t in trajectories] == [True] * 12 + [False] * 3
 
 
@@ -165,7 +165,7 @@ class Sided(AgentEnv):
 def test_trap_41_what_survives_a_broken_group_is_not_taught_and_a_policys_failure_is(register_env, sampled):
     Sided.count.clear()
     episodes = play(register_env(Sided), sampled, slots(12, group_size=4), concurrency=1, retries=0)
-    trajectories = credited(episodes, "leave_one_out")
+    trajectories = select(episodes, "leave_one_out", SelectionConfig()).trajectories
     # group 0: [1, 0, 0, 1]: the others' means are 1/3, 2/3, 2/3, 1/3
     assert [round(float(t.advantages[0]), 4) for t in trajectories[:4]] == [0.6667, -0.6667, -0.6667, 0.6667]
     # group 1 lost its second member: none is taught, though [1, -, 0, 1] would have looked like a lesson
