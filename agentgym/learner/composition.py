@@ -96,8 +96,12 @@ class ObjectiveConfig:
         ratio is taken over all of them; or all."""
         if self.entropy_coef or (self.kl != "none" and self.kl_in == "loss"):
             return "all"
-        spans = (self.over, self.correction_scope if self.corrects != "none" else "token")
-        return "trajectories" if "trajectory" in spans else "turns"
+        return "trajectories" if self.whole else "turns"
+
+    @property
+    def whole(self) -> bool:
+        """Whether a trajectory's rows must go through the model together, since a ratio is taken over all of them."""
+        return "trajectory" in (self.over, self.correction_scope if self.corrects != "none" else "token")
 
 
 Rule = tuple[Callable[[ObjectiveConfig], bool], str]

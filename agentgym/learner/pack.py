@@ -123,11 +123,12 @@ def pack(
     layout: Layout = "padded",
     max_tokens: int,
     reach: Reach = "turns",
+    whole: bool = False,
     multiple: int = 1,
 ) -> list[Part]:
     """Every token that goes through the loss, once; at most `max_tokens` cells per part (one row may exceed it, and
-    with reach `trajectories` the rows of one trajectory). Packed and tree lines are filled up to a `multiple`."""
-    units = _units(trajectories, reach)
+    where trajectories stay `whole` the rows of one). Packed and tree lines are filled up to a `multiple`."""
+    units = _units(trajectories, reach, whole)
     if layout == "padded":
         return [_padded(trajectories, cuts) for cuts in _by_width(units, max_tokens)]
     if layout == "packed":
@@ -135,10 +136,10 @@ def pack(
     return [_line(trajectories, _trie(cuts), multiple) for cuts in _by_prefix(units, max_tokens)]
 
 
-def _units(trajectories: Sequence[Trajectory], reach: Reach) -> list[_Unit]:
+def _units(trajectories: Sequence[Trajectory], reach: Reach, whole: bool) -> list[_Unit]:
     units: list[_Unit] = []
     for index, trajectory in enumerate(trajectories):
-        whole: _Unit = []
+        cuts: _Unit = []
         seen = 0
         for row in trajectory.ledger.rows():
             taught = trajectory.taught(row, reach)
@@ -150,8 +151,8 @@ def _units(trajectories: Sequence[Trajectory], reach: Reach) -> list[_Unit]:
                     raise LedgerError(
                         "the first token of a row trains, but nothing comes before it; open with an observation"
                     )
-                whole.append(_Cut(index, row, at, nth))
-        units += [whole] if reach == "trajectories" and whole else [[cut] for cut in whole]
+                cuts.append(_Cut(index, row, at, nth))
+        units += [cuts] if whole and cuts else [[cut] for cut in cuts]
     return units
 
 

@@ -110,7 +110,7 @@ class Learner:
         if weight.share is not None:
             weight = replace(weight, share=weight.share.to(self.lm.device))
         self.optimizer.clear()
-        parts = self._parts(trajectories, config.reach if config else "turns")
+        parts = self._parts(trajectories, *((config.reach, config.whole) if config else ("turns", False)))
         sums, apart = self._accumulate(parts, config, weight, temperature)
         sums = self.ranks.total(sums)
         norm = 0.0
@@ -128,13 +128,13 @@ class Learner:
         figures |= {"loss": sums.get("loss", 0.0) / weight.divisor, "grad_norm": norm, "tokens_trained": trained}
         return figures | _spread(np.concatenate([a for a in self.ranks.gather(apart)]))
 
-    def _parts(self, trajectories: Sequence[Trajectory], reach: Reach) -> list[Part]:
+    def _parts(self, trajectories: Sequence[Trajectory], reach: Reach, whole: bool = False) -> list[Part]:
         on_gpu = self.lm.device.type != "cpu"
         cells = self.config.microbatch_tokens
         if self.layout != "padded" and not on_gpu:
             cells = min(cells, attention.DENSE_TOKENS)
         multiple = attention.GPU_MULTIPLE if on_gpu and self.layout == "tree" else 1
-        return pack(trajectories, layout=self.layout, max_tokens=cells, reach=reach, multiple=multiple)
+        return pack(trajectories, layout=self.layout, max_tokens=cells, reach=reach, whole=whole, multiple=multiple)
 
     def _accumulate(
         self, parts: list[Part], config: ObjectiveConfig | None, weight: Weights, temperature: float
