@@ -164,7 +164,7 @@ def main(argv: Sequence[str]) -> int:
 def _torchrun(nproc: int, argv: Sequence[str]) -> NoReturn:
     """This process becomes torchrun, which starts the command `nproc` times."""
     run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)]
-    os.execv(sys.executable, [sys.executable, *run, "-m", "agentgym.cli", "train", *argv])
+    os.execv(sys.executable, [sys.executable, *run, "-m", "--", "agentgym.cli", "train", *argv])
 
 
 def _train(config: TrainConfig, ranks: Ranks) -> int:

@@ -17,7 +17,7 @@ def update_line(line: dict[str, Any], updates: int) -> str:
         f"clip {line.get('clip_fraction', 0):.3f}  "
         f"grad {line['grad_norm']:.2f}  mismatch {line['mismatch_mean']:.1e} p99 {line['mismatch_p99']:.1e} "
         f"max {line['mismatch_max']:.1e}  same {line['zero_variance_share']:.0%}  "
-        f"{_shares(line)}{line['tokens_sampled'] / max(line['seconds_generate'], 1e-9):,.0f} tok/s"
+        f"{_shares(line)}{line['seconds']:.1f} s"
     ).replace("[", "\\[")
 
 

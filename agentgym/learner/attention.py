@@ -63,8 +63,8 @@ AttentionInterface.register(IMPLEMENTATION, attend)
 AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
 
 
-def inputs(part: Part, layout: Layout) -> dict[str, Any]:
-    """What the model is given beside ids and positions so that each token sees its own row alone."""
+def inputs(part: Part, layout: Layout, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """What a model of that dtype is given beside ids and positions so that each token sees its own row alone."""
     ends = part.ends
     if ends is None:
         return {"mask": None}
@@ -72,7 +72,7 @@ def inputs(part: Part, layout: Layout) -> dict[str, Any]:
     if ends.device.type == "cpu":
         at = torch.arange(size)
         return {"mask": ((at[None] <= at[:, None]) & (at[:, None] < ends[None]))[None, None]}
-    if layout == "packed":
+    if layout == "packed" and dtype != torch.float32:  # the kernel has no float32
         starts = torch.cat([ends.new_zeros(1), ends.unique()]).to(torch.int32)
         anything = torch.zeros(1, 1, 1, 1, device=ends.device)  # keeps transformers from building a mask of its own
         return {"mask": anything, "spans": Spans(starts, part.longest)}
@@ -110,7 +110,7 @@ def _keeps_apart(lm: CausalLM, layout: Layout) -> bool:
     part = Part(line, positions, ends, *[empty] * 7, longest=size)
     with lm.evaluating():
         try:
-            whole = lm.hidden(line, positions=positions, **inputs(part, layout))[0]
+            whole = lm.hidden(line, positions=positions, **inputs(part, layout, lm.model.dtype))[0]
             alone = torch.cat([lm.hidden(row[None], positions=None, mask=None)[0] for row in rows])
         except (TypeError, ValueError, RuntimeError):
             return False

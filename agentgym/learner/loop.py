@@ -247,7 +247,8 @@ class Trainer:
     ) -> list[FloatArray | None]:
         """Log-probs of each episode's sampled tokens; None for an episode without any."""
         known = [i for i, e in enumerate(episodes) if e.counts and e.ledger is not None and e.ledger.num_sampled]
-        trajectories = [Trajectory(e.ledger, np.zeros(0, np.float32)) for e in (episodes[i] for i in known) if e.ledger]
+        ledgers = [ledger for i in known if (ledger := episodes[i].ledger) is not None]
+        trajectories = [Trajectory(ledger, np.zeros(ledger.num_turns, np.float32)) for ledger in ledgers]
         found: list[FloatArray | None] = [None] * len(episodes)
         scores = self.learner.score(trajectories, temperature=temperature, reference=reference)
         for i, values in zip(known, scores, strict=True):

@@ -75,22 +75,22 @@ class Optimizer:
         self.total_steps = max(1, total_steps)
         self._ranks = ranks
         self._params = [p for p in lm.model.parameters() if p.requires_grad]
-        self._masters = [p if p.dtype == torch.float32 else p.detach().float().clone() for p in self._params]
-        self._optimizers = _optimizers(lm, self._params, self._masters, config)
+        self.masters = [p if p.dtype == torch.float32 else p.detach().float().clone() for p in self._params]
+        self._optimizers = _optimizers(lm, self._params, self.masters, config)
         self._rates = [[group["lr"] for group in o.param_groups] for o in self._optimizers]
 
     def clear(self) -> None:
-        for p in (*self._params, *self._masters):
+        for p in (*self._params, *self.masters):
             p.grad = None
 
     def apply(self, version: int) -> float:
         """Clip, step, and (for low-precision weights) round the masters into the model. -> gradient norm; where that is
         not finite, nothing has changed: one such step would leave no weight that is a number."""
-        for p, master in zip(self._params, self._masters, strict=True):
+        for p, master in zip(self._params, self.masters, strict=True):
             if master is not p:
                 master.grad = None if p.grad is None else p.grad.float()
                 p.grad = None
-        norm = float(self._ranks.whole(nn.utils.clip_grad_norm_(self._masters, self.config.clip_norm)))
+        norm = float(self._ranks.whole(nn.utils.clip_grad_norm_(self.masters, self.config.clip_norm)))
         if not math.isfinite(norm):
             return norm
         scale = self.scale(version)
@@ -99,7 +99,7 @@ class Optimizer:
                 group["lr"] = rate * scale
             optimizer.step()
         with torch.no_grad():
-            for p, master in zip(self._params, self._masters, strict=True):
+            for p, master in zip(self._params, self.masters, strict=True):
                 if master is not p:
                     p.copy_(master)
         return norm
@@ -118,13 +118,13 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "masters": [m if m is not p else None for p, m in zip(self._params, self._masters, strict=True)],
+            "masters": [m if m is not p else None for p, m in zip(self._params, self.masters, strict=True)],
             "optimizers": self._ranks.whole([o.state_dict() for o in self._optimizers]),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
-            for master, saved in zip(self._masters, state["masters"], strict=True):
+            for master, saved in zip(self.masters, state["masters"], strict=True):
                 if saved is not None:
                     master.copy_(saved)
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):

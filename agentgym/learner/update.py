@@ -133,7 +133,7 @@ class Learner:
         cells = self.config.microbatch_tokens
         if self.layout != "padded" and not on_gpu:
             cells = min(cells, attention.DENSE_TOKENS)
-        multiple = attention.GPU_MULTIPLE if on_gpu and self.layout == "tree" else 1
+        multiple = attention.GPU_MULTIPLE if on_gpu and self.layout != "padded" else 1
         return pack(trajectories, layout=self.layout, max_tokens=cells, reach=reach, whole=whole, multiple=multiple)
 
     def _accumulate(
@@ -160,7 +160,7 @@ class Learner:
         self, part: Part, config: ObjectiveConfig | None, weight: Weights, temperature: float, counts: bool
     ) -> tuple[dict[str, Tensor], Tensor]:
         bonus = config is not None and config.entropy_coef > 0
-        logp, entropy = self._scorer(part, attention.inputs(part, self.layout), temperature, bonus)
+        logp, entropy = self._scorer(part, attention.inputs(part, self.layout, self.lm.model.dtype), temperature, bonus)
         mask = torch.ones_like(part.targets, dtype=torch.bool)
         tokens = TokenBatch(
             logp, part.behaviour_logp, part.advantage, mask, part.turn_index, part.trajectory_index,
@@ -192,7 +192,7 @@ class Learner:
         with self.lm.evaluating(), adapters_off(self.lm.model, reference and self.reference is None):
             for part in [*mine, *parts[:idle]]:
                 part = part.to(self.lm.device)
-                logp, _ = scorer(part, attention.inputs(part, self.layout), temperature)
+                logp, _ = scorer(part, attention.inputs(part, self.layout, self.lm.model.dtype), temperature)
                 placed = (part.trajectory_index, part.token_index, logp)
                 for t, i, value in zip(*(tensor.tolist() for tensor in placed), strict=True):
                     found[t][i] = value

@@ -188,17 +188,17 @@ def test_trap_23_small_updates_add_up_in_float32_masters(load, batch, dtype):
     lm = load("llama", dtype)
     learner = Learner(lm, OptimizerConfig(lr=1e-6, lr_final=1.0), total_steps=6)
     start = weights(learner)
-    masters = [m.clone() for m in learner.optimizer._masters]
+    masters = [m.clone() for m in learner.optimizer.masters]
     assert all(m.dtype is torch.float32 for m in masters)
     for _ in range(6):
         learner.step(batch, ObjectiveConfig())
         run_sync(_one_reply(lm))  # an engine on the same weights changes no type
-    moved = [float((m != old).float().mean()) for m, old in zip(learner.optimizer._masters, masters, strict=True)]
+    moved = [float((m != old).float().mean()) for m, old in zip(learner.optimizer.masters, masters, strict=True)]
     assert min(moved) > 0.9  # AdamW moves each weight by about the learning rate
     now = weights(learner)
     stuck = torch.cat([(now[name] == start[name]).flatten() for name in start]).float().mean()
     assert 0.5 < float(stuck) < 1.0  # most are still the same number in low precision, which is why masters are kept
-    for p, master in zip(now.values(), learner.optimizer._masters, strict=True):
+    for p, master in zip(now.values(), learner.optimizer.masters, strict=True):
         assert p.dtype is getattr(torch, dtype)
         assert torch.equal(p, master.to(p.dtype))
 
@@ -213,7 +213,7 @@ async def _one_reply(lm: Any) -> None:
 
 def test_trap_23_float32_weights_are_their_own_masters(load):
     learner = Learner(load(), OptimizerConfig(), total_steps=1)
-    assert all(m is p for m, p in zip(learner.optimizer._masters, learner.optimizer._params, strict=True))
+    assert all(m is p for m, p in zip(learner.optimizer.masters, learner.optimizer._params, strict=True))
 
 
 # -- the optimiser -----------------------------------------------------------------------------------------------------
@@ -286,11 +286,11 @@ def test_a_gradient_that_is_no_number_leaves_the_weights_alone(load, trajectory,
     # An advantage beyond float32's largest: its loss is infinite, whatever the ratio is.
     ledger = Ledger([Segment([5], Source.OBSERVED, 0), Segment([6], Source.SAMPLED, 0, [-5.0], 0)])
     learner = Learner(load("llama", dtype), OptimizerConfig(), total_steps=1)
-    before, masters = weights(learner), [m.clone() for m in learner.optimizer._masters]
+    before, masters = weights(learner), [m.clone() for m in learner.optimizer.masters]
     with pytest.raises(NotFiniteError, match=r"its gradient (nan|inf).*weights are as they were"):
         learner.step([trajectory(ledger, float("inf"))], ObjectiveConfig())
     assert same(before, weights(learner))
-    assert all(torch.equal(m, old) for m, old in zip(learner.optimizer._masters, masters, strict=True))
+    assert all(torch.equal(m, old) for m, old in zip(learner.optimizer.masters, masters, strict=True))
 
 
 @pytest.mark.parametrize("scope", ["token", "turn", "trajectory"])
