@@ -272,7 +272,8 @@ def _checkpointing(lm: CausalLM) -> list[nn.Module]:
             f"model type {lm.model.config.model_type!r} has no gradient checkpointing; leave --gradient-checkpointing "
             "out and bound memory by --microbatch-tokens"
         )
-    lm.model.gradient_checkpointing_enable({"use_reentrant": False})
+    enable = getattr(lm.model, "activation_checkpointing_enable", None) or lm.model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})  # the name changed with transformers 5.20
     return _layers(lm)
 
 

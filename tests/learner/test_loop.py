@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
+import time
 from collections import Counter
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -10,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from agentgym import AgentEnv, Rubric, Task, TaskSet
 from agentgym.engines.causal import CausalLM
@@ -202,6 +207,22 @@ def test_a_finished_run_that_is_resumed_does_nothing(run, uninterrupted):
     assert again.end() == uninterrupted
 
 
+def test_trap_47_killed_at_ten_random_moments_a_run_goes_on_to_the_same_weights(model_folder, tmp_path):
+    """Each time in a process of its own, killed by signal 9 and started again."""
+    script = Path(__file__).with_name("killed.py")
+    command = [sys.executable, str(script), model_folder("llama"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    whole, *cut = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(cut) == 10
+    assert len({each["killed_in"] for each in cut}) >= 4  # updates in whose midst the kill came
+    for each in cut:
+        assert each["weights"] == whole["weights"]
+        assert each["episodes"] == whole["episodes"] == 8 * 16
+        assert each["ledgers"] == whole["ledgers"]
+        assert each["lines"] == list(range(8))
+
+
 # -- what an update is -------------------------------------------------------------------------------------------------
 
 
@@ -324,3 +345,193 @@ def test_a_group_shares_task_and_seed_and_no_two_groups_or_updates_share_a_seed(
 def test_a_loop_that_cannot_be_is_refused(wrong, fault):
     with pytest.raises(ConfigError, match=fault):
         LoopConfig(**wrong)
+
+
+# -- stale by pacing ---------------------------------------------------------------------------------------------------
+
+
+def stale(run, name: str = "run", *, k: int = 2, updates: int = 6, **options: Any) -> Run:
+    config = replace(CONFIG, updates=updates, staleness=k, max_mismatch=1e-3)
+    return run(name, config=config, objective=ObjectiveConfig("decoupled_ppo"), **options)
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 4])
+def test_trap_46_a_batch_is_stale_by_so_many_updates_exactly_and_nothing_is_lost_or_doubled(run, k):
+    made = stale(run, k=k)
+    run_sync(made.go())
+    _, episodes, lines = made.end()
+    assert Counter(key[1] for key, *_ in episodes) == dict.fromkeys(range(6), 16)
+    for (_, update, *_), _, segments in episodes:
+        versions = {version for *_, version, _, logprobs in segments if logprobs is not None}
+        assert versions == {2 * max(0, update - k)}  # two optimiser steps per update
+    for line in lines:
+        assert list(line["staleness"]) == [str(2 * min(line["update"], k))]
+    assert [line["update"] for line in lines] == list(range(6))
+
+
+def test_a_stale_run_gives_the_same_bits_whichever_side_is_faster(run, monkeypatch):
+    made = stale(run, "a")
+    run_sync(made.go())
+    slow = stale(run, "b")
+    step = slow.learner.step
+
+    def slowed(*args: Any, **kwargs: Any) -> dict[str, float]:
+        time.sleep(0.2)
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(slow.learner, "step", slowed)
+    run_sync(slow.go())
+    ours, theirs = made.end(), slow.end()
+    assert ours == theirs
+    assert (
+        weights_hash(made.learner.lm) == weights_hash(slow.learner.lm) == ours[0]
+    )  # the engine's copy is the learner's
+
+
+@pytest.mark.parametrize("stops_after", [1, 3, 5])
+def test_trap_46_a_stale_run_that_was_cut_trains_what_was_sampled_ahead(run, stops_after):
+    whole = stale(run, "whole")
+    run_sync(whole.go())
+
+    def stop(line: dict[str, Any]) -> None:
+        if line["update"] + 1 == stops_after:
+            raise Stop
+
+    first = stale(run)
+    with pytest.raises(Stop):
+        run_sync(first.go(stop))
+    first.end()
+    second = stale(run)
+    run_sync(second.go())
+    assert second.end() == whole.end()
+
+
+# -- numbers that are none ---------------------------------------------------------------------------------------------
+
+
+class Breaking(Learner):
+    """Has a weight that is no number at the steps named."""
+
+    at: ClassVar[set[int]] = set()
+    tried = 0
+
+    def step(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        self.tried += 1
+        if self.tried - 1 not in self.at:
+            return super().step(*args, **kwargs)
+        weight = self.lm.model.model.norm.weight
+        kept = weight.detach().clone()
+        with torch.no_grad():
+            weight.fill_(float("nan"))
+        try:
+            return super().step(*args, **kwargs)
+        finally:
+            with torch.no_grad():
+                weight.copy_(kept)
+
+
+def test_a_step_that_is_no_number_is_skipped_once_and_its_batch_kept(run):
+    Breaking.at = {3}
+    made = run(learner_class=Breaking)
+    run_sync(made.go())
+    _, _, lines = made.end()
+    assert [line["steps_skipped"] for line in lines] == [0, 1, 0, 0]
+    assert made.learner.version == 7
+    (path,) = made.folder.glob("not-finite-*.pt")
+    assert path.name == "not-finite-000001-1.pt"
+    rows = torch.load(path, weights_only=True)
+    assert all(len(row["ids"]) == len(row["sampled"]) == len(row["logprobs"]) for row in rows)
+    assert any(row["advantages"].any() for row in rows)
+
+
+def test_the_second_time_the_run_stops_with_its_state_saved(run):
+    Breaking.at = {1, 4}
+    made = run(learner_class=Breaking)
+    with pytest.raises(AuditError, match=r"update 2: the loss is nan.*not-finite-000002-2.pt.*not the first time"):
+        run_sync(made.go())
+    assert [line["update"] for line in made.end()[2]] == [0, 1, 2]
+    Breaking.at = set()
+    again = run(learner_class=Breaking)
+    done, progress = again.checkpoints.load(again.learner)
+    assert (done, progress["not_finite"], again.learner.version) == (3, 2, 4)
+    again.end()
+
+
+# -- alarms ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_alarm_stops_the_run_with_its_state_saved_and_it_can_go_on_without(run):
+    made = run(alarms=AlarmConfig(alarm_reward_std=9.0, alarm_patience=2, alarm_gradient=0.0))
+    with pytest.raises(AuditError, match=r"alarm at update 1: reward_std has been below 9 for 2 updates.*is saved"):
+        run_sync(made.go())
+    made.end()
+    again = run(alarms=AlarmConfig(alarm_reward_std=0.0, alarm_gradient=0.0))
+    run_sync(again.go())
+    assert [line["update"] for line in again.end()[2]] == [0, 1, 2, 3]
+
+
+# -- which tasks -------------------------------------------------------------------------------------------------------
+
+
+class Even(Letters):
+    """Only every third task has rewards that differ within a group."""
+
+    def respond(self, message: Any) -> str:
+        return "Go on."
+
+    rubric = Rubric(letters=lambda o: 0.5 if o.task.answer % 3 else sum(map(str.isalpha, _said(o))) / 99)
+
+
+def test_groups_that_are_all_alike_are_replaced_by_the_next_tasks(run, register_env):
+    made = run(config=replace(CONFIG, updates=2), selection=SelectionConfig(resample=2))
+    made.driver.close()
+    made.driver = Driver(register_env(Even), made.policy, run="train", store=made.store, retries=0)
+    run_sync(made.go())
+    _, episodes, lines = made.end()
+    # of tasks 0 to 3, 1 and 2 teach nothing; of the next, 4 and 5, neither do; then 6 does, and 7 does not
+    played = Counter(key[1] for key, *_ in episodes)
+    assert played[0] == 4 * (4 + 2 + 2)
+    assert lines[0]["zero_variance_share"] == 1 / 4
+    assert lines[0]["episodes"] == 16
+
+
+def test_trap_47_the_sampler_goes_on_where_it_was(run):
+    def go(name: str, stops: bool) -> tuple:
+        options = {"curriculum": CurriculumConfig("updates", curriculum_every=2), "config": replace(CONFIG, updates=4)}
+
+        def stop(line: dict[str, Any]) -> None:
+            if stops and line["update"] == 1:
+                raise Stop
+
+        made = run(name, **options)
+        if stops:
+            with pytest.raises(Stop):
+                run_sync(made.go(stop))
+            made.end()
+            made = run(name, **options)
+        run_sync(made.go())
+        return made.end()
+
+    whole, cut = go("whole", False), go("cut", True)
+    assert whole == cut
+    horizons = [set(line["by_horizon"]) for line in whole[2]]
+    assert horizons == [{"1"}, {"1"}, {"1", "2"}, {"1", "2"}]
+
+
+def test_a_curriculum_grows_when_the_longest_horizon_is_mastered():
+    split = Letters.tasks.split("train")
+    sampler = Sampler(split, CurriculumConfig("success", curriculum_success=0.5), seed=0)
+    assert [split.find(s.task_id).horizon for s in sampler.slots(0, 5, 1)] == [1] * 5
+    sampler.learned({"update": 0, "by_horizon": {"1": 0.4}})
+    assert sampler.longest == 1
+    sampler.learned({"update": 1, "by_horizon": {"1": 0.5}})
+    assert [split.find(s.task_id).horizon for s in sampler.slots(0, 4, 1)] == [2, 1, 2, 1]  # from position 9 on
+    other = Sampler(split, CurriculumConfig("success"), seed=0)
+    other.load(sampler.state())
+    assert other.slots(5, 4, 1) == sampler.slots(5, 4, 1)
+
+
+def test_a_curriculum_that_no_task_fits_is_one_sentence():
+    split = Letters.tasks.split("train")
+    with pytest.raises(ConfigError, match="20 tasks of horizon 1 or less, 21 groups are wanted"):
+        Sampler(split, CurriculumConfig("updates"), seed=0).slots(0, 21, 2)

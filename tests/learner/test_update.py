@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ from agentgym.learner import head
 from agentgym.learner.audit import mismatch
 from agentgym.learner.head import logp_and_entropy
 from agentgym.learner.objectives import TokenBatch, gspo, ppo_clip
+from agentgym.learner.optimizer import Optimizer
 from agentgym.learner.pack import pack
 from agentgym.learner.update import Learner, NotFiniteError, ObjectiveConfig, OptimizerConfig
 from agentgym.ledger import Ledger, Segment, Source
@@ -370,3 +374,77 @@ def test_what_is_rewarded_becomes_likelier_and_what_is_not_rarer(load, random_le
         learner.step([trajectory(good, 1.0), trajectory(bad, -1.0)], ObjectiveConfig("reinforce", correction="none"))
     assert likelihood(good) > before[0] + 1
     assert likelihood(bad) < before[1] - 1
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_blocks_computed_again_give_the_same_gradient_and_keep_less(load, batch, kind):
+    def gradient(**options: Any) -> tuple[torch.Tensor, int]:
+        lm = load(kind)
+        kept = 0
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        learner = Learner(lm, OptimizerConfig(lr=1e-30, clip_norm=1e30, **options), total_steps=1)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            learner.step(batch, ObjectiveConfig())
+        assert not any(module.training for module in lm.model.modules())
+        return torch.cat([p.grad.flatten() for p in lm.model.parameters() if p.grad is not None]), kept
+
+    (plain, much), (again, less) = gradient(), gradient(gradient_checkpointing=True)
+    assert torch.equal(plain, again)
+    assert less < much / 2
+
+
+@pytest.mark.acceptance  # a minute of compilation, and a C++ compiler
+def test_a_compiled_pass_takes_the_same_gradient(load, batch, gradient, apart):
+    lm = load("qwen3")
+    learner = Learner(lm, OptimizerConfig(lr=1e-30, clip_norm=1e30, compile=True), total_steps=1)
+    learner.step(batch[:4], ObjectiveConfig())
+    compiled = torch.cat([p.grad.flatten() for p in lm.model.parameters()])
+    assert apart(compiled, gradient(load("qwen3"), batch[:4])) < 1e-5
+
+
+def test_a_part_that_does_not_fit_says_what_would(model_folder, tmp_path):
+    """A process with little memory: a small part fits, a large one does not."""
+    script = f"""
+import resource, numpy as np, torch
+from agentgym.engines.causal import CausalLM, load_model
+from agentgym.errors import AgentGymError
+from agentgym.learner.pack import Trajectory
+from agentgym.learner.update import Learner, ObjectiveConfig, OptimizerConfig
+from agentgym.ledger import Ledger, Segment, Source
+torch.set_num_threads(1)
+def batch(n):
+    ledger = Ledger([Segment([5, 6], Source.OBSERVED, 0), Segment([7] * n, Source.SAMPLED, 0, [-5.0] * n, 0)])
+    return [Trajectory(ledger, np.ones(1, np.float32))] * 40
+learner = Learner(CausalLM(load_model({model_folder("llama")!r})), OptimizerConfig(), total_steps=9)
+learner.step(batch(18), ObjectiveConfig())
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (60 << 20), resource.RLIM_INFINITY))
+before = [p.detach().clone() for p in learner.lm.model.parameters()]
+try:
+    learner.step(batch(998), ObjectiveConfig())
+except AgentGymError as error:
+    print(type(error).__name__, error)
+assert all(torch.equal(p, old) for p, old in zip(learner.lm.model.parameters(), before))
+learner.step(batch(18), ObjectiveConfig())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "OutOfMemoryError out of memory with a part of 32000 cells" in done.stdout
+    assert "the largest that did had 800. --microbatch-tokens 800 bounds it; --gradient-checkpointing" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("linear", [1.0, 0.8, 0.6, 0.4, 0.2]), ("constant", [1.0] * 5), ("cosine", [1.0, 0.8828, 0.6, 0.3172, 0.2])],
+)
+def test_schedules(load, schedule, expected):
+    optimizer = Optimizer(load(), OptimizerConfig(lr_schedule=schedule, lr_final=0.2), total_steps=4)
+    assert [round(optimizer.scale(version), 4) for version in range(5)] == expected
