@@ -69,11 +69,12 @@ class Shape:
 
 
 TOY = Shape(64, 2, 4, 2, 128, vocabulary=2_000, head_width=16)
-SHAPES = {
-    "0.6B": Shape(1024, 28, 16, 8, 3072) if HAS_GPU else TOY,
-    "1.7B": Shape(2048, 28, 16, 8, 6144) if HAS_GPU else TOY,
-    "4B": Shape(2560, 36, 32, 8, 9728) if HAS_GPU else TOY,
+QWEN3 = {
+    "0.6B": Shape(1024, 28, 16, 8, 3072),
+    "1.7B": Shape(2048, 28, 16, 8, 6144),
+    "4B": Shape(2560, 36, 32, 8, 9728),
 }
+SHAPES = QWEN3 if HAS_GPU else dict.fromkeys(QWEN3, TOY)
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
@@ -174,12 +175,17 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def mfu(shape: Shape, rate: float, length: float, *, lora: bool = False) -> float:
-    """Share of the peak: see the module's formula."""
+def flops_per_token(shape: Shape, length: float, *, lora: bool = False) -> float:
+    """Of a trained token in a row of that length: see the module's formula."""
     width = shape.heads * shape.head_width
     block = 2 * shape.hidden * (width + shape.kv_heads * shape.head_width) + 3 * shape.hidden * shape.mlp
     parameters = shape.layers * block + shape.vocabulary * shape.hidden
-    return rate * ((4 if lora else 6) * parameters + 6 * shape.layers * width * length) / PEAK_FLOPS
+    return (4 if lora else 6) * parameters + 6 * shape.layers * width * length
+
+
+def mfu(shape: Shape, rate: float, length: float, *, lora: bool = False) -> float:
+    """Share of the peak."""
+    return rate * flops_per_token(shape, length, lora=lora) / PEAK_FLOPS
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------

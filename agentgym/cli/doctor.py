@@ -1,6 +1,7 @@
-"""`agentgym doctor`: what this machine has, what is missing, and how to get it.
+"""`agentgym doctor`: what this machine has, what is missing, and how to get it; or what a chat template breaks.
 
-Owns the probes. Each looks and changes nothing; only what the library cannot do without makes the exit code 1."""
+Owns the probes. Each looks and changes nothing; only what the library cannot do without makes the exit code 1. The
+rules of templates are policies/template.py's."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ from agentgym.loop import run_sync
 from agentgym.registry import list_envs, load_plugins
 from agentgym.sandbox.backends import AUTOMATIC, backend
 
-EXAMPLE = "agentgym doctor"
+EXAMPLE = "agentgym doctor --template ./my-model"
 REQUIRED = ("gymnasium", "numpy", "pydantic", "httpx", "rich", "tyro")
 OPTIONAL = {  # distribution -> (import name, extra, what needs it)
     "torch": ("torch", "train", "train, eval --model PATH"),
@@ -48,6 +49,9 @@ OPTIONAL = {  # distribution -> (import name, extra, what needs it)
 class DoctorConfig:
     """Say what this machine has, what is missing, and how to get it."""
 
+    template: str | None = None
+    """check the chat template of this model instead: a folder, or a hub name"""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -60,7 +64,9 @@ class Finding:
 
 
 def main(argv: Sequence[str]) -> int:
-    parse(DoctorConfig, argv, "agentgym doctor", EXAMPLE)
+    config = parse(DoctorConfig, argv, "agentgym doctor", EXAMPLE)
+    if config.template is not None:
+        return told(template(config.template), "broken", "Not fit to train with", "Ready: every required rule is kept.")
     probes: tuple[Callable[[], list[Finding]], ...] = (
         python,
         packages,
@@ -72,18 +78,31 @@ def main(argv: Sequence[str]) -> int:
         tools,
     )
     findings = [finding for probe in probes for finding in probe()]
+    return told(findings, "missing", "Not ready", "Ready: nothing required is missing.")
+
+
+def told(findings: Sequence[Finding], bad: str, verdict: str, ready: str) -> int:
+    """Print the table and the verdict; the exit code."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in ("", "what", "seen", "to do"):
         table.add_column(heading, overflow="fold")
     for finding in findings:
-        mark = (
-            Text("ok", "green") if not finding.fix else Text("missing", "bold red") if finding.required else Text("–")
-        )
+        mark = Text("ok", "green") if not finding.fix else Text(bad, "bold red") if finding.required else Text("–")
         table.add_row(mark, Text(finding.what), Text(finding.seen), Text(finding.fix))
     Console().print(table)
     broken = [finding.what for finding in findings if finding.fix and finding.required]
-    say(f"Not ready: {', '.join(broken)}." if broken else "Ready: nothing required is missing.")
+    say(f"{verdict}: {', '.join(broken)}." if broken else ready)
     return 1 if broken else 0
+
+
+def template(name: str) -> list[Finding]:
+    """Every rule that a chat template has to keep. Raises ConfigError where there is no such model."""
+    from agentgym.engines.causal import load_tokenizer  # noqa: PLC0415  torch and transformers: seconds, and optional
+    from agentgym.policies.template import check_template  # noqa: PLC0415  as above
+    from agentgym.policies.transcript import ChatFormat  # noqa: PLC0415  as above
+
+    found = check_template(load_tokenizer(name), ChatFormat.load(name))
+    return [Finding(each.rule, each.seen, each.fix, each.required) for each in found]
 
 
 def python() -> list[Finding]:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,17 +23,29 @@ from rich.table import Table
 from agentgym.cli import Interrupted, say
 from agentgym.cli.options import as_dict, from_toml, parse, settings, to_toml
 from agentgym.cli.versions import versions
+from agentgym.engines.base import Sampling
 from agentgym.errors import ConfigError, Failure, nearest
 from agentgym.evaluation.intervals import Interval
 from agentgym.evaluation.run import MIN_COVERAGE, Evaluation, arguments, evaluate, first_tasks
 from agentgym.loop import run_sync
 from agentgym.policies.base import Policy
 from agentgym.policies.builtin import NAMES, builtin
+from agentgym.policies.context import ContextConfig
 from agentgym.rollout.store import Store
 
 EXAMPLE = "agentgym eval agentgym/Lookup-v0 --model runs/Lookup-v0-1/model --horizon 1 2 4 8 --limit 40"
 RUN = "eval"  # the phase under which the episodes are stored
-FIXED = ("env", "model", "split", "seed", "temperature", "max_tokens", "set")  # what a resumed run cannot change
+FIXED = (
+    "env",
+    "model",
+    "split",
+    "seed",
+    "temperature",
+    "top_p",
+    "max_tokens",
+    "set",
+    "view",
+)  # what a resumed run cannot change
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,8 @@ class EvalConfig:
     """seed of everything: same seed, same episodes"""
     temperature: float = 1.0
     """sampling temperature; 0 is greedy"""
+    top_p: float = 1.0
+    """draw from the likeliest tokens that have so much of the probability together"""
     max_tokens: int = 256
     """most tokens per message"""
     device: str = "cpu"
@@ -72,6 +86,7 @@ class EvalConfig:
     """go on with the run in --output, or with the newest of this environment and model"""
     json: bool = False
     """print the summary as JSON"""
+    view: ContextConfig = field(default_factory=ContextConfig)
 
     def __post_init__(self) -> None:
         for name in ("limit", "attempts", "concurrency", "max_tokens"):
@@ -83,6 +98,7 @@ class EvalConfig:
             raise ConfigError(f"--seed {self.seed}: give 0 or more")
         if not 0 <= self.temperature < float("inf"):
             raise ConfigError(f"--temperature {self.temperature}: give 0 (greedy) or more")
+        Sampling(0, top_p=self.top_p)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -148,8 +164,9 @@ def load_policy(config: EvalConfig) -> Policy:
     from agentgym.policies import local  # noqa: PLC0415  torch and transformers: seconds, and optional
 
     return local.load_policy(
-        config.model, device=config.device, temperature=config.temperature, max_tokens=config.max_tokens
-    )
+        config.model, device=config.device, temperature=config.temperature, max_tokens=config.max_tokens,
+        top_p=config.top_p, context=config.view,
+    )  # fmt: skip
 
 
 def open_folder(config: EvalConfig) -> Path:

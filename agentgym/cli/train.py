@@ -34,6 +34,7 @@ from agentgym.learner.scratch import ScratchConfig
 from agentgym.learner.selection import SelectionConfig
 from agentgym.learner.update import ObjectiveConfig, OptimizerConfig
 from agentgym.learner.warm_start import WarmStartConfig
+from agentgym.policies.context import ContextConfig
 from agentgym.registry import make
 from agentgym.syntax import get_syntax
 
@@ -96,6 +97,7 @@ class TrainConfig:
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     alarm: AlarmConfig = field(default_factory=AlarmConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
+    view: ContextConfig = field(default_factory=ContextConfig)
 
     def __post_init__(self) -> None:
         for name, low in (

@@ -158,8 +158,9 @@ class Job:
                 " trimmed), so a token that was sampled would be read as another; take --history fork"
             )
         self.policy = LocalPolicy(
-            self.engine, self.renderer, chat=chat, temperature=config.temperature, max_tokens=config.max_tokens
-        )
+            self.engine, self.renderer, chat=chat, temperature=config.temperature, max_tokens=config.max_tokens,
+            context=config.view,
+        )  # fmt: skip
         self._initial = {k: v.clone() for k, v in model.state_dict().items()} if config.control_steps else {}
         self.learner = self._new_learner()
         tools = self._tools()

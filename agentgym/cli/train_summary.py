@@ -27,6 +27,8 @@ def _shares(line: dict[str, Any]) -> str:
     made = "".join(f"{name} {share:.0%}  " for name, share in told if share > 0)
     if set(line["staleness"]) - {"0"}:
         made += f"stale {' '.join(f'{k}:{n}' for k, n in line['staleness'].items())}  "
+    if "input_retrieval" in line:
+        made += f"own prompt {line['input_retrieval']:.0%} (chance {line['input_retrieval_chance']:.0%})  "
     if line["failures"]:
         made += f"failed {' '.join(f'{kind}:{n}' for kind, n in line['failures'].items())}  "
     return made

@@ -52,6 +52,9 @@ class Generation:
 class Engine(Protocol):
     """A sampler of one model. `open` and `close` bracket an episode, whose cache lives in between."""
 
+    max_context: int
+    """Longest history in ids, what is sampled included."""
+
     @property
     def version(self) -> int: ...
 

@@ -25,6 +25,7 @@ from agentgym.learner.checkpoint import Checkpoints
 from agentgym.learner.credit import NEEDS_GROUPS, get_credit
 from agentgym.learner.metrics import MetricsLog, read_metrics
 from agentgym.learner.pack import Trajectory
+from agentgym.learner.probe import input_retrieval
 from agentgym.learner.sampler import Sampler
 from agentgym.learner.selection import Selected, SelectionConfig, has_signal, select
 from agentgym.learner.update import Learner, NotFiniteError, ObjectiveConfig
@@ -56,6 +57,8 @@ class LoopConfig:
     """Updates that a batch's weights are old when it trains: so many batches are sampled ahead, while others train."""
     max_mismatch: float = 1e-3
     """Stop where engine and learner differ by more nats than this on a token."""
+    probe_every: int = 0
+    """Updates between probes of whether first replies still depend on their prompts; 0 for none."""
     checkpoint_every: int = 10
     """Updates between checkpoints."""
     keep_checkpoints: int = 2
@@ -74,8 +77,9 @@ class LoopConfig:
             )
         if not 0 < self.discount <= 1:
             raise ConfigError(f"discount is {self.discount}; give a number above 0 and up to 1")
-        if self.staleness < 0:
-            raise ConfigError(f"staleness is {self.staleness}; give 0 or more updates")
+        for name in ("staleness", "probe_every"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more updates")
 
 
 @dataclass
@@ -208,6 +212,9 @@ class Trainer:
         """The optimiser steps of one update, each on consecutive groups -> their figures together. Mismatch is the
         first step's: later ones compare with weights that have moved."""
         _refuse_broken(episodes)
+        probed: dict[str, float] = {}
+        if self.config.probe_every and update % self.config.probe_every == 0:
+            probed = input_retrieval(self.learner, episodes, temperature=self.policy.sampling.temperature)
         selected = self._credited(episodes)
         order = list(dict.fromkeys(e.group for e in episodes))
         share = -(-len(order) // self.config.minibatches)
@@ -222,7 +229,7 @@ class Trainer:
             except NotFiniteError as error:
                 self._keep_batch(update, part, error)
                 skipped += 1
-        return _together(found) | {"selected": selected, "steps_skipped": skipped}
+        return _together(found) | probed | {"selected": selected, "steps_skipped": skipped}
 
     def _credited(self, episodes: list[Episode]) -> Selected:
         config, objective = self.config, self.objective

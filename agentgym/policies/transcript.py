@@ -18,7 +18,7 @@ from agentgym.env import Observation
 from agentgym.errors import ConfigError
 from agentgym.ledger import IntArray, Ledger, Segment, Source
 from agentgym.messages import Message, assistant, system, user
-from agentgym.policies.render import Renderer
+from agentgym.policies.render import Observed, Renderer
 from agentgym.syntax import Syntax, get_syntax
 
 FORMAT_FILE = "agentgym.json"  # in a model's folder: how this model was taught to speak
@@ -50,6 +50,16 @@ def as_ids(ids: Sequence[int]) -> IntArray:
     return np.array(ids, np.int32)
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the chat becomes when something is taken in."""
+
+    messages: list[Message]  # the whole chat, as it is rendered
+    tools: list[dict] | None  # as the template lists them
+    num_opening: int  # messages before the first reply
+    seen: Observed
+
+
 class Transcript:
     """A chat and its ids, kept in step: observations are rendered, replies are taken as they were sampled."""
 
@@ -58,35 +68,62 @@ class Transcript:
         self.syntax = syntax
         self.chat = chat
         self.ids: list[int] = []
-        self._messages: list[Message] = []
-        self._tools: list[dict] | None = None
+        self.messages: list[Message] = []
+        self.tools: list[dict] | None = None
+        self._num_opening = 0
+        self._opening: list[Message] = []  # as the environment said it
+        self._offered: list[dict] | None = None  # the tools it named last
         self._stopped_by: int | None = None
         self._parse: Callable[[str], Message] = syntax.parse
 
     def observe(self, observation: Observation, turn: int) -> list[Segment]:
         """Take in what the environment said; the segments it adds to the ledger."""
-        new = list(observation["messages"])
-        tools = observation["tools"]
-        if not self._messages:
-            self._open(new, tools)
-            self.ids = list(self.renderer.open(self._messages, self._tools))
-            return [Segment(as_ids(self.ids), Source.OBSERVED, turn)]
-        if tools is not None and self.chat.tools != "hidden":
-            new = self._offer(new, tools)
-        if not self.renderer.shows_results and any(m["role"] == "tool" for m in new):
-            new = self._spelt(new)
-        seen = self.renderer.extend(self._messages, new, self._tools, stopped_by=self._stopped_by)
-        self._messages += new
-        forks = seen.outcome == "fork"
-        self.ids[0 if forks else len(self.ids) :] = seen.ids
-        return [Segment(as_ids(seen.ids), Source.OBSERVED, turn, forks=forks)] if seen.ids else []
+        return self.take(self.look(observation), turn)
+
+    def look(self, observation: Observation) -> View:
+        """What the chat becomes by what the environment said; nothing is taken in yet."""
+        new, tools = list(observation["messages"]), observation["tools"]
+        if self.chat.tools == "hidden":
+            tools = None
+        self._offered = self._offered if tools is None else tools
+        if not self.messages:
+            self._opening = new
+            return self.opened()
+        new = self._worded(new, tools)
+        seen = self.renderer.extend(self.messages, new, self.tools, stopped_by=self._stopped_by)
+        return View([*self.messages, *new], self.tools, self._num_opening, seen)
+
+    def opened(self, later: Sequence[Message] = (), note: str = "") -> View:
+        """The opening, a note in the user's words and later messages as a chat of its own, rendered anew."""
+        opening = list(self._opening)
+        in_template = self._offered if self.renderer.shows_tools else None
+        if self._offered and in_template is None:
+            head = opening[: bool(opening and opening[0]["role"] == "system")]
+            opening = [*_appended(head, system(self.syntax.instructions(self._offered))), *opening[len(head) :]]
+        if note:
+            opening = _appended(opening, user(note))
+        if not self.renderer.shows_system and opening and opening[0]["role"] == "system":
+            first, *rest = opening
+            opening = [*_appended([user(first["content"])], *rest[:1]), *rest[1:]]
+        messages = [*opening, *later]
+        seen = Observed(self.renderer.open(messages, in_template or None), "fork")
+        return View(messages, in_template or None, len(opening), seen)
+
+    def take(self, view: View, turn: int) -> list[Segment]:
+        """Take in what was looked at; the segments it adds to the ledger."""
+        forks = view.seen.outcome == "fork"
+        follows = bool(self.ids)
+        self.messages, self.tools, self._num_opening = view.messages, view.tools, view.num_opening
+        self.ids[0 if forks else len(self.ids) :] = view.seen.ids
+        ids = as_ids(view.seen.ids)
+        return [Segment(ids, Source.OBSERVED, turn, forks=forks and follows)] if len(ids) else []
 
     def reply(self, ids: tuple[int, ...], *, stopped: bool) -> Message:
         """Take in what the policy sampled; the message it means."""
         self.ids += ids
         self._stopped_by = ids[-1] if stopped else None
         text = self.renderer.decode(ids[:-1] if stopped else ids)
-        self._messages.append(assistant(text))
+        self.messages.append(assistant(text))
         return deepcopy(self._parse(text))
 
     def write(self, text: str, turn: int) -> list[Segment]:
@@ -94,30 +131,30 @@ class Transcript:
         ids = self.renderer.written(text)
         self.ids += ids
         self._stopped_by = ids[-1]
-        self._messages.append(assistant(text))
+        self.messages.append(assistant(text))
         return [Segment(as_ids(ids), Source.WRITTEN, turn)]
 
-    def _open(self, new: list[Message], tools: list[dict] | None) -> None:
-        self._messages = new
-        if self.chat.tools == "hidden" or not tools:
-            return
-        if self.renderer.shows_tools:
-            self._tools = tools
-            return
-        about = self.syntax.instructions(tools)
-        if new and new[0]["role"] == "system":
-            self._messages = [system(f"{new[0]['content']}\n\n{about}"), *new[1:]]
+    def _worded(self, new: list[Message], tools: list[dict] | None) -> list[Message]:
+        """An observation as the template can show it. Tools that changed in the middle are told in text, which only
+        appends; results that the template does not show are the user's words, all in one message, since most such
+        templates want the roles to alternate."""
+        if tools is not None:
+            new = _appended(new, user("The tools are now:\n" + self.syntax.instructions(tools)))
+        if not self.renderer.shows_results and any(m["role"] == "tool" for m in new):
+            new = [user("\n".join(map(self.syntax.reply, new)))]
+        return new
+
+
+def _appended(messages: Sequence[Message], *more: Message) -> list[Message]:
+    """Messages and what follows them; one of the last's role joins it, since many templates want roles to alternate."""
+    made = list(messages)
+    for message in more:
+        if made and made[-1]["role"] == message["role"]:
+            joined = f"{made[-1]['content']}\n\n{message['content']}"
+            made[-1] = {**made[-1], "content": joined}
         else:
-            self._messages = [system(about), *new]
-
-    def _spelt(self, new: list[Message]) -> list[Message]:
-        """Results in the user's words, for a template that shows none; all in one message, since most such templates
-        want the roles to alternate."""
-        return [user("\n".join(map(self.syntax.reply, new)))]
-
-    def _offer(self, new: list[Message], tools: list[dict]) -> list[Message]:
-        """Tools changed in the middle: say so in text, which only appends."""
-        return [*new, {"role": "user", "content": "The tools are now:\n" + self.syntax.instructions(tools)}]
+            made.append(message)
+    return made
 
 
 def written_ledger(

@@ -487,3 +487,29 @@ def test_trap_23_low_precision_weights_keep_their_type(load, converse, dtype):
     for name, p in lm.model.named_parameters():
         assert p.dtype is getattr(torch, dtype)
         assert torch.equal(p, weights[name])
+
+
+# -- a cut distribution ------------------------------------------------------------------------------------------------
+
+
+def test_trap_19_what_is_sampled_from_a_cut_distribution_has_its_log_probs():
+    """Ten tokens: the fewest likeliest that have 0.7 together, with the probabilities they have among themselves; two
+    requests side by side are cut each in its own way."""
+    lm, logits = fixed_logits(10)
+    p = np.exp(logits) / np.exp(logits).sum()
+    order = np.argsort(-p)
+    kept = order[: int(np.searchsorted(p[order].cumsum(), 0.7)) + 1]
+    assert 1 < len(kept) < 10
+    engine = LocalEngine(lm)
+    requests = [Sampling(seed, 40, top_p=0.7 if seed % 2 else 1.0) for seed in range(200)]
+    made = gathered(*(one(engine, [0], sampling) for sampling in requests))
+    cut, whole = made[1::2], made[::2]
+    ids, logp = (np.concatenate([getattr(g, name) for g in cut]) for name in ("ids", "logprobs"))
+    assert set(ids.tolist()) == set(kept.tolist())
+    share = p / p[kept].sum()
+    assert np.abs(logp - np.log(share[ids])).max() < 1e-5
+    counts, expected = np.bincount(ids, minlength=10)[kept], share[kept] * len(ids)
+    assert ((counts - expected) ** 2 / expected).sum() < chi2.ppf(1 - 1e-4, len(kept) - 1)
+    # E[p' / p] under what was drawn is one, for any p' over the same support
+    assert np.mean(np.exp(np.log(1 / len(kept)) - logp)) == pytest.approx(1.0, abs=0.05)
+    assert len(set(np.concatenate([g.ids for g in whole]).tolist())) == 10

@@ -148,7 +148,7 @@ POISON = {
 
 
 @pytest.mark.parametrize("name", POISON)
-def test_no_poisoned_repository_is_rewarded(env, name):
+def test_trap_49_no_poisoned_repository_is_rewarded(env, name):
     env.reset(seed=0)
     bash(env, POISON[name])
     assert submitted(env)[0] == 0.0

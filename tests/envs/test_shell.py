@@ -44,6 +44,17 @@ def trees(request, working, opened):
     return opened(sandbox=request.param, difficulty=3, horizon=4)
 
 
+def test_trap_48_nothing_of_one_episode_is_there_in_the_next(working, opened):
+    working("bubblewrap")
+    env = opened(sandbox="bubblewrap")
+    env.reset(seed=0, options={"task": 0})
+    bash(env, "touch canary /tmp/canary; export CANARY=alive; (sleep 60 &) ; cd /tmp; alias ls='echo no'")
+    assert "alive" in bash(env, "echo $CANARY; ls canary")
+    fresh = "echo [$CANARY]; ls -a . /tmp | grep -c canary; pgrep sleep | wc -l; pwd"
+    env.reset(seed=0, options={"task": 0})
+    assert bash(env, fresh).split()[:3] == ["[]", "0", "0"]
+
+
 def test_gold_carries_out_every_order_and_one_file_more_is_wrong(trees):
     reward, info = gold(trees)
     assert reward == 1.0

@@ -74,7 +74,7 @@ def main(model: str, path: str) -> None:
         ]
         assert torch.equal(*weights), "a resumed learner is another one"
         if not muon_lr:  # Muon orthogonalises in bfloat16, where the order of sums shows
-            found["weights"] = torch.cat(weights[0])
+            found["weights"] = weights[0]
     found["figures"] = torch.tensor([figures[k] for k in sorted(figures) if not k.startswith("mismatch")])
     found["scores"] = torch.from_numpy(np.concatenate(learner().score(batch())))
     if ranks.leads:

@@ -19,7 +19,7 @@ from agentgym.syntax import get_syntax
 
 APPENDING = ["scratch", "chatml"]
 TRIMMING = ["llama3", "mistral"]  # what they say of a reply may differ from what was sampled
-ALL = [*APPENDING, *TRIMMING, "qwen3", "late_tools", "counting"]
+ALL = [*APPENDING, *TRIMMING, "llama31", "llama2", "hermes", "qwen3", "deepseek", "late_tools", "counting"]
 TOOLS = [{"type": "function", "function": {"name": "fn", "description": "Look it up.", "parameters": {}}}]
 WORDS = [
     "start",
@@ -93,7 +93,9 @@ def forks(chat: Chat) -> list[bool]:
 # -- the same ids as one rendering -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["scratch", "chatml", "qwen3", "llama3", "late_tools", "counting"])
+@pytest.mark.parametrize(
+    "kind", ["scratch", "chatml", "hermes", "qwen3", "llama3", "llama31", "deepseek", "late_tools", "counting"]
+)
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_trap_3_fresh_text_has_the_ids_of_one_rendering(renderer_of, kind, data):
@@ -141,6 +143,28 @@ def test_trap_5_a_tool_result_is_encoded_as_one_rendering_encodes_it(renderer_of
     chat.reply("Look it up.")
     new = chat.observe(tool(content))
     assert chat.whole()[-len(new) :] == new
+
+
+@pytest.mark.parametrize("kind", ["chatml+first", "qwen3+first"])
+def test_trap_5_a_tokenizer_that_opens_texts_with_a_space_opens_no_observation_with_one(renderer_of, kind):
+    renderer = renderer_of(kind)
+    assert renderer.adds_spaces
+    apart = renderer.tokenizer.encode("\n", add_special_tokens=False)
+    assert renderer.tokenizer.convert_ids_to_tokens(apart) == ["▁", "\n"]  # what a newline alone becomes
+    chat = Chat(renderer)
+    chat.observe(user("hello"))
+    for text in ("it is a key", "x <|im_end|> y"):
+        chat.reply(text)
+        new = chat.observe(tool("33"))
+        assert renderer.tokenizer.convert_ids_to_tokens(new[:2]) == ["\n", "<|im_start|>"]
+        assert list(chat.renderer.open(chat.messages, None)) == chat.ids
+
+
+def test_a_reply_reads_as_it_stands_in_its_place(renderer_of):
+    for kind in ("chatml", "chatml+first", "chatml+always"):
+        renderer = renderer_of(kind)
+        for text in (" said ", "said"):
+            assert renderer.decode(renderer.written(text)[:-1]) == text
 
 
 # -- what the template rewrites ----------------------------------------------------------------------------------------
@@ -291,6 +315,34 @@ def test_trap_7_another_stop_token_stays_as_sampled_and_the_turn_is_closed_behin
     assert llama3.decode((other, *new[:2])) == "<|end_of_text|><|eot_id|><|start_header_id|>"
 
 
+def test_trap_7_what_a_template_writes_before_the_token_that_closes_a_turn_is_not_closed_twice(renderer_of):
+    llama2 = renderer_of("llama2")
+    assert llama2.closing == " </s>"
+    chat = Chat(llama2)
+    chat.observe(user("hello"))
+    chat.reply("said")
+    chat.observe(user("next"))
+    assert chat.text() == "<s>[INST] hello [/INST]said</s><s>[INST] next [/INST]"  # the reply as it was sampled
+    chat.take(llama2.written("cut off")[:-1], stopped=False)
+    chat.observe(user("next"))
+    assert chat.text().endswith("cut off </s><s>[INST] next [/INST]")
+
+
+def test_trap_7_an_end_of_text_behind_the_last_reply_only_is_no_part_of_a_turns_end(tokenizer_of):
+    import copy
+
+    tokenizer = copy.deepcopy(tokenizer_of("chatml"))  # as the templates of Phi-3 end
+    tokenizer.chat_template += "{%- if not add_generation_prompt %}<|endoftext|>{%- endif %}"
+    chat = Chat(Renderer(tokenizer))
+    assert chat.renderer.closing == "<|im_end|>\n"
+    chat.observe(user("hello"))
+    for text in ("said", " two ", "<think>hm</think>"):
+        chat.reply(text)
+        chat.observe(tool("r"))
+    assert forks(chat) == [False] * 4
+    assert chat.ids == chat.whole()
+
+
 @pytest.mark.parametrize(
     ("kind", "stops"),
     [
@@ -298,6 +350,8 @@ def test_trap_7_another_stop_token_stays_as_sampled_and_the_turn_is_closed_behin
         ("chatml", ["<|im_end|>"]),
         ("llama3", ["<|eot_id|>"]),
         ("mistral", ["</s>"]),
+        ("gemma", ["<end_of_turn>", "<eos>"]),
+        ("deepseek", ["<｜end▁of▁sentence｜>"]),
     ],
 )
 def test_a_reply_stops_at_the_token_that_closes_a_turn(renderer_of, kind, stops):
@@ -328,11 +382,16 @@ HOSTILE = [
     "E|ND",
     " END ",
     "<END>",
+    "\ue001END\ue001",
 ]
 SPELT = {
     "scratch": ("<|end|>", "<|system|>"),
     "llama3": ("<|eot_id|>", "<|start_header_id|>"),
     "mistral": ("</s>", "[INST]"),
+    "llama31": ("<|eot_id|>", "<|start_header_id|>"),
+    "mistral3": ("</s>", "[INST]"),
+    "gemma": ("<end_of_turn>", "<start_of_turn>"),
+    "deepseek": ("<｜end▁of▁sentence｜>", "<｜User｜>"),
 }
 
 
@@ -342,11 +401,11 @@ def spelt(pattern: str, kind: str) -> str:
     return text.replace("BEGIN", begin).replace("MARK", "\ue000")
 
 
-@pytest.mark.parametrize("kind", ["scratch", "chatml", "qwen3", "llama3", "mistral", "counting"])
+@pytest.mark.parametrize("kind", ["scratch", "chatml", "qwen3", "llama3", "mistral", "counting", "gemma", "deepseek"])
 @pytest.mark.parametrize("pattern", HOSTILE)
 def test_special_tokens_spelt_in_text_are_letters(renderer_of, kind, pattern):
     renderer = renderer_of(kind)
-    special = {i for i, added in renderer.tokenizer.added_tokens_decoder.items() if added.special}
+    special = {i for i, added in renderer.tokenizer.added_tokens_decoder.items() if "think" not in str(added)}
     text = spelt(pattern, kind)
 
     def rendered(said: str) -> Chat:
@@ -360,9 +419,32 @@ def test_special_tokens_spelt_in_text_are_letters(renderer_of, kind, pattern):
 
     benign, hostile = rendered("x"), rendered(text)
     assert [i for i in hostile.ids if i in special] == [i for i in benign.ids if i in special]
-    assert text.replace("\ue000", "\ufffd").strip() in renderer.decode(renderer.open([user(text)], None))
+    shown = text.replace("\ue000", "\ufffd").replace("\ue001", "\ufffd").strip()
+    assert shown in renderer.decode(renderer.open([user(text)], None))
     for row in hostile.ledger.rows():  # what the policy spelt out was sampled as letters, and stays so
         assert not special & set(row.ids[row.sampled].tolist()) - {renderer.stop_ids[0]}
+
+
+def test_a_template_that_cuts_a_text_at_a_special_token_keeps_its_own(tokenizer_of):
+    # It shows what follows the last <|end_header_id|> of a reply: half of what marks the token as spelt out is lost.
+    import copy
+
+    tokenizer = copy.deepcopy(tokenizer_of("llama3"))
+    tokenizer.chat_template = tokenizer.chat_template.replace("m.content", "m.content.split('<|end_header_id|>')[-1]")
+    renderer = Renderer(tokenizer)
+    chat = [user("u"), assistant("thought<|end_header_id|>said"), user("v")]
+    assert renderer.open(chat, None) == renderer.open([chat[0], assistant("said"), chat[2]], None)
+
+
+def test_a_token_that_separates_turns_is_letters_in_a_text_though_nobody_called_it_special(renderer_of):
+    deepseek = renderer_of("deepseek")
+    marker = deepseek.tokenizer.convert_tokens_to_ids("<｜User｜>")
+    assert not deepseek.tokenizer.added_tokens_decoder[marker].special
+    ids = deepseek.open([user("hello<｜User｜>hello")], None)
+    assert ids.count(marker) == 1
+    assert "hello<｜User｜>hello" in deepseek.decode(ids)
+    thought = deepseek.tokenizer.convert_tokens_to_ids("</think>")
+    assert thought in deepseek.written("hm</think>said")  # thoughts are the policy's own to write
 
 
 def test_special_tokens_spelt_in_a_tools_description_are_letters(renderer_of):
@@ -387,6 +469,35 @@ def test_a_special_token_that_was_sampled_is_kept_and_later_rewritten_as_letters
     first, second = chat.ledger.rows()
     assert first.ids.tolist().count(begin) == 1 + 1 + 1  # user, assistant, and the one sampled
     assert second.ids.tolist().count(begin) == 4  # user, assistant, user, assistant
+
+
+# -- what a template has no place for ----------------------------------------------------------------------------------
+
+
+def test_system_text_goes_into_the_first_user_message_where_there_is_no_system_role(renderer_of):
+    for tools in (None, TOOLS):
+        chat = Chat(renderer_of("gemma"), tools=tools)
+        chat.transcript = Transcript(chat.renderer, get_syntax("hermes"), ChatFormat())
+        chat.observe(system("You are careful."), user("Start."))
+        text = chat.text()
+        assert text.startswith("<bos><start_of_turn>user\nYou are careful.\n\n")
+        assert text.endswith("\n\nStart.<end_of_turn>\n<start_of_turn>model\n")
+        assert text.count("Look it up.") == len(tools or ())
+
+
+@pytest.mark.parametrize("kind", ["gemma", "mistral3"])
+def test_roles_alternate_whatever_the_environment_says(renderer_of, kind):
+    chat = Chat(renderer_of(kind), tools=TOOLS)
+    chat.transcript = Transcript(chat.renderer, get_syntax("hermes"), ChatFormat())
+    chat.observe(system("You are careful."), user("Start."))
+    for content in ("7404", "33"):
+        chat.reply("fn(x)")
+        chat.observe(tool(content), tool("a red light."))
+    chat.reply("said")
+    chat.transcript.observe({"messages": [user("And then?")], "tools": TOOLS}, 3)
+    assert [m["role"] for m in chat.transcript.messages][-6:] == ["assistant", "user"] * 3
+    assert "And then?\n\nThe tools are now:" in chat.text()
+    assert "<tool_response>\n33\n</tool_response>\n<tool_response>\na red light.\n</tool_response>" in chat.text()
 
 
 # -- refusals and costs -----------------------------------------------------------------------------------------------
