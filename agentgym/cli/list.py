@@ -1,6 +1,7 @@
-"""`agentgym list`: the environments that are installed, ours and third parties'.
+"""`agentgym list`: the environments that are installed, ours and third parties'; and what the learner can combine.
 
-Owns the table. Which there are is registry.py's business; one that cannot be made is a row that says why."""
+Owns the tables. Which environments there are is registry.py's business (one that cannot be made is a row that says
+why), which objectives go with what is learner/composition.py's."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import tyro
 from gymnasium.envs.registration import EnvSpec
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -20,20 +22,25 @@ from agentgym.cli.options import parse
 from agentgym.env import AgentEnv
 from agentgym.registry import list_envs, make
 
-EXAMPLE = "agentgym list --json"
+EXAMPLE = "agentgym list learner"
 PEEK = 24  # tasks looked at for their horizons
 
 
 @dataclass(frozen=True)
 class ListConfig:
-    """Show the environments that are installed: id, default horizons, splits, and what they are about."""
+    """Show the environments that are installed (id, default horizons, splits, what they are about), or what the learner
+    can combine: objectives, scopes, corrections, credits, and why the rest is refused."""
 
+    what: Annotated[Literal["environments", "learner"], tyro.conf.Positional] = "environments"
+    """environments or learner"""
     json: bool = False
     """print as JSON"""
 
 
 def main(argv: Sequence[str]) -> int:
     config = parse(ListConfig, argv, "agentgym list", EXAMPLE)
+    if config.what == "learner":
+        return _learner(config.json)
     rows = [describe(spec) for spec in list_envs()]
     if config.json:
         say(json.dumps(rows, indent=2))
@@ -45,6 +52,30 @@ def main(argv: Sequence[str]) -> int:
         table.add_row(row["id"], row["horizon"], row["about"], ", ".join(row["splits"]))
     Console().print(table)
     say("Try one: agentgym play ENV; measure a policy: agentgym eval ENV --model gold; add your own: CONTRIBUTING.md")
+    return 0
+
+
+def _learner(as_json: bool) -> int:
+    from agentgym.learner import composition, credit  # noqa: PLC0415  torch, seconds
+
+    rows = composition.combinations()
+    if as_json:
+        say(json.dumps(rows, indent=2))
+        return 0
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("objective", "scopes", "corrections", "refused"):
+        table.add_column(heading, overflow="fold")
+    for name in dict.fromkeys(row["objective"] for row in rows):
+        mine = [row for row in rows if row["objective"] == name]
+        legal = [row for row in mine if not row["refused"]]
+        reasons = dict.fromkeys(row["refused"].partition(":")[0] for row in mine if row["refused"])
+        found = [", ".join(dict.fromkeys(row[column] for row in legal)) for column in ("scope", "correction")]
+        table.add_row(name, *found, "\n".join(reasons))
+    Console().print(table)
+    for _, reason in composition.RULES:
+        say(f"  refused: {reason}")
+    say(f"Each objective goes with every credit: {', '.join(credit.CREDITS)}.")
+    say(f"{' and '.join(credit.NEEDS_STATES)} need an environment that names its states, all but rebn groups of two.")
     return 0
 
 

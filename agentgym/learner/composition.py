@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from itertools import product
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from agentgym.errors import ConfigError
 from agentgym.learner.corrections import Correction, Estimator, correction, kl
-from agentgym.learner.objectives import SCOPES, Metrics, Objective, Scope, TokenBatch, bound, get_objective
+from agentgym.learner.objectives import OBJECTIVES, SCOPES, Metrics, Objective, Scope, TokenBatch, bound, get_objective
 from agentgym.learner.pack import Reach
 from agentgym.learner.reduce import Denominator
 
@@ -157,6 +159,18 @@ def refused(config: ObjectiveConfig) -> list[str]:
     objective that does not exist."""
     facts = asdict(config) | {"scope": config.over}
     return [reason.format(**facts) for is_broken, reason in RULES if is_broken(config)]
+
+
+def combinations() -> list[dict[str, str]]:
+    """Every objective at every scope with every correction: `refused` says why not, and is empty where it is legal."""
+    plain = ObjectiveConfig()
+    rows = []
+    for name, scope, kind in product(OBJECTIVES, SCOPES, get_args(Correction)[1:]):
+        made = copy(plain)
+        for field, value in {"objective": name, "scope": scope, "correction": kind}.items():
+            object.__setattr__(made, field, value)  # past the check that would raise
+        rows.append({"objective": name, "scope": scope, "correction": kind, "refused": "; ".join(refused(made))})
+    return rows
 
 
 def loss(tokens: TokenBatch, entropy: Tensor, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:

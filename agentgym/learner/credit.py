@@ -178,7 +178,7 @@ CREDITS: dict[str, Credit] = {
     "same_state": same_state,
     "gigpo": gigpo,
 }
-NEEDS_STATES = frozenset({"same_state", "gigpo"})  # the environment must name its states
+NEEDS_STATES = ("same_state", "gigpo")  # the environment must name its states
 NEEDS_GROUPS = frozenset(CREDITS) - {"rebn"}  # a group of one has no baseline
 
 

@@ -39,11 +39,11 @@ class ScratchConfig:
     """Attention heads; they divide the width."""
     rope_theta: float = 100.0
     """Base of the rotary positions: small ones tell near positions apart sooner, large ones carry further."""
-    context: int = 4096
+    window: int = 4096
     """Longest history in tokens."""
 
     def __post_init__(self) -> None:
-        for name in ("vocabulary", "width", "layers", "heads", "rope_theta", "context"):
+        for name in ("vocabulary", "width", "layers", "heads", "rope_theta", "window"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.width % self.heads or (self.width // self.heads) % 2:
@@ -85,7 +85,7 @@ def scratch_model(tokenizer: PreTrainedTokenizerFast, config: ScratchConfig, *, 
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         num_key_value_heads=config.heads,
-        max_position_embeddings=config.context,
+        max_position_embeddings=config.window,
         rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
         initializer_range=0.05,
         tie_word_embeddings=True,

@@ -255,7 +255,7 @@ class Learner:
             raise OutOfMemoryError(
                 f"out of memory with a part of {part.num_cells} cells (tokens and padding); {fits}. "
                 f"--microbatch-tokens {self._most_cells or part.num_cells // 2} bounds it; --gradient-checkpointing, "
-                "--lora-rank, a shorter --max-context or a lower --dtype need less per cell."
+                "--lora-rank, a smaller --context-tokens or a lower --dtype need less per cell."
             ) from error
         self._most_cells = max(self._most_cells, part.num_cells)
 

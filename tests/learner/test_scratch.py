@@ -24,7 +24,7 @@ from agentgym.rollout.driver import Driver, Slot
 from agentgym.syntax import get_syntax
 
 TEXTS = ["Start at 4821, say 17. Follow the links.", "4821 red", "17 blue", "a note: 17, 4821"] * 5
-SMALL = ScratchConfig(vocabulary=400, width=32, layers=2, heads=2, context=512)
+SMALL = ScratchConfig(vocabulary=400, width=32, layers=2, heads=2, window=512)
 
 
 def test_numbers_are_cut_into_pairs_and_phrases_may_be_one_token():
