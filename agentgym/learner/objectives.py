@@ -11,7 +11,6 @@ gradient of the ratio of the span, and with several none is smeared over another
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from agentgym.errors import ConfigError, nearest
+from agentgym.plugins import function_at
 
 Scope = Literal["token", "turn", "trajectory"]
 SCOPES: tuple[Scope, ...] = ("token", "turn", "trajectory")
@@ -159,17 +159,10 @@ def get_objective(name: str) -> Objective:
     or saying what is wrong with the function."""
     if name in OBJECTIVES:
         return OBJECTIVES[name]
-    module, colon, function = name.partition(":")
-    if not colon:
+    if ":" not in name:
         known = ", ".join(OBJECTIVES)
         raise ConfigError(f"no objective {name!r}: there are {known}, and module:function{nearest(name, OBJECTIVES)}")
-    try:
-        found: Any = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"objective {name!r}: {error}. Give a function of a module that Python can import.") from None
-    if not callable(found):
-        raise ConfigError(f"objective {name!r} is {type(found).__name__} and no function of a TokenBatch")
-    return found  # type: ignore[return-value]
+    return function_at(name)
 
 
 def bound(objective: Objective, knobs: dict[str, Any]) -> Objective:

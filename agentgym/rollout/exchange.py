@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import codecs
 import gzip
-import importlib
 import importlib.metadata
 import json
 import math
@@ -24,6 +23,7 @@ from typing import Any
 from agentgym.errors import ConfigError, Failure, FailureKind, TaskError, nearest
 from agentgym.ledger import Episode, StopReason, Turn
 from agentgym.messages import JSON, Message, ToolCall, assistant, clean, raw_call
+from agentgym.plugins import function_at
 from agentgym.rollout import atif
 from agentgym.rollout.store import packed, unpacked
 
@@ -329,14 +329,10 @@ def _reader(name: str) -> Reader:
     points = {point.name: point for point in importlib.metadata.entry_points(group=READERS)}
     if name in points:
         return points[name].load()
-    module, colon, function = name.partition(":")
-    if not colon:
+    if ":" not in name:
         known = (*FORMATS, *points)
         raise ConfigError(f"no format {name!r}{nearest(name, known)} There are {', '.join(known)}, or module:function")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"no reader {name!r}: {error}") from error
+    return function_at(name)
 
 
 FORMATS = {

@@ -300,7 +300,7 @@ def test_broken_files_and_unknown_formats_are_said(tmp_path: Path):
         list(exchange.read(path))
     with pytest.raises(ConfigError, match="did you mean 'atif'"):
         list(exchange.read(path, "atiff"))
-    with pytest.raises(ConfigError, match="no reader 'nowhere:read'"):
+    with pytest.raises(ConfigError, match="'nowhere:read': No module named 'nowhere'"):
         list(exchange.read(path, "nowhere:read"))
     with pytest.raises(ConfigError, match="did you mean 'parquet'"):
         exchange.write(path, [], "parket")
