@@ -1,8 +1,13 @@
+import math
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+
+from agentgym.learner.composition import ObjectiveConfig, loss
+from agentgym.learner.objectives import TokenBatch
 
 ROOT = Path(__file__).parents[2]
 
@@ -13,7 +18,7 @@ def readme() -> str:
 
 
 def test_the_code_of_the_readme_runs(readme):
-    environment, use, _ = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    environment, use, *_ = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
     names: dict = {}
     exec(environment, names)
     exec(use, names)
@@ -30,6 +35,19 @@ def test_the_sandbox_of_the_readme_runs(readme, bubblewrap, monkeypatch, capsys)
     exec(re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[2], names)
     assert capsys.readouterr().out == "42\n 0 False False\n"
     names["sandbox"].sync.close()
+
+
+def test_the_objective_of_the_readme_trains(readme, monkeypatch, tmp_path):
+    code = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)[3]
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    config = ObjectiveConfig("mine:clipped_at_one", clip_low=0.5)
+    nothing = torch.zeros(2, dtype=torch.long)
+    logp = torch.tensor([-1.0, -1.0], requires_grad=True)
+    behaviour = torch.tensor([-1.0 - math.log(0.8), -2.0])  # ratios 0.8 and e
+    tokens = TokenBatch(logp, behaviour, torch.tensor([2.0, 3.0]), nothing == 0, nothing, nothing)
+    found, _ = loss(tokens, torch.zeros(2), config)
+    assert found.tolist() == pytest.approx([-1.6, -3.0])
 
 
 def test_the_first_screen_is_one_sentence_two_commands_and_a_picture(readme):
