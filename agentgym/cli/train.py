@@ -19,7 +19,7 @@ import transformers
 import tyro
 
 from agentgym.cli import Interrupted
-from agentgym.cli.options import from_toml, parse, settings, to_toml
+from agentgym.cli.options import as_dict, from_toml, parse, settings, to_toml
 from agentgym.cli.train_job import Job
 from agentgym.cli.versions import versions
 from agentgym.engines.base import Sampling
@@ -38,6 +38,11 @@ from agentgym.policies.context import ContextConfig
 from agentgym.registry import make
 from agentgym.syntax import get_syntax
 
+# What a resumed run may be given anew: where it stops, what it keeps, and how much goes through the model at once.
+MAY_CHANGE = {f.name for f in fields(AlarmConfig)} | {
+    "resume", "output", "max_mismatch", "checkpoint_every", "keep_checkpoints", "microbatch_tokens",
+    "gradient_checkpointing",
+}  # fmt: skip
 EXAMPLE = "agentgym train agentgym/Door-v0 --group-size 16 --credit leave_one_out"
 
 
@@ -197,11 +202,12 @@ def _configured(argv: list[str]) -> TrainConfig:
             raise ConfigError(f"{path} is cut short, so its settings are not known; restore it or start a new run")
         saved = from_toml(TrainConfig, path)
         given = parse(TrainConfig, [*argv, "--config", str(path)], "agentgym train", EXAMPLE)
-        for f in fields(TrainConfig):
-            if f.name not in ("resume", "output") and getattr(given, f.name) != getattr(saved, f.name):
+        before, now = _leaves(saved), _leaves(given)
+        for name in before.keys() - MAY_CHANGE:
+            if now[name] != before[name]:
                 raise ConfigError(
-                    f"--resume goes on with {folder}/config.toml, where {f.name} is {getattr(saved, f.name)}, not "
-                    f"{getattr(given, f.name)}. Leave the flag out, or start a new run."
+                    f"--resume goes on with {folder}/config.toml, where {name} is {before[name]}, not {now[name]}. "
+                    "Leave the flag out, or start a new run."
                 )
         return replace(given, output=folder, resume=True)
     env = make(config.env)
@@ -227,15 +233,28 @@ def _folder(config: TrainConfig) -> Path:
     """The run's folder, made if the run is new."""
     folder = config.output
     if config.resume and folder is not None:
+        _write(config, folder)
         return folder
     folder = _numbered(config.env) if folder is None else folder
     if any((folder / "checkpoints").glob("update-*")):
         raise ConfigError(f"{folder} holds a run already: add --resume to go on with it, or choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
+    _write(config, folder)
+    return folder
+
+
+def _write(config: TrainConfig, folder: Path) -> None:
     aside = folder / "config.tmp"
     aside.write_text(to_toml(replace(config, resume=False), versions()), "utf-8")
     aside.replace(folder / "config.toml")
-    return folder
+
+
+def _leaves(config: TrainConfig) -> dict[str, Any]:
+    """Every knob by its flag's name, nested ones without their owner's."""
+    found: dict[str, Any] = {}
+    for name, value in as_dict(config).items():
+        found |= value if isinstance(value, dict) else {name: value}
+    return found
 
 
 def _numbered(env: str) -> Path:

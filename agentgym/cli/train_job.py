@@ -205,7 +205,7 @@ class Job:
         if done >= config.loop.updates:
             return
         if self.store is not None:
-            self.store.reopen("train", from_update=done + self.progress.get("ahead", 0))
+            self.store.reopen("train", from_update=done + len(self.progress.get("ahead", [])))
         metrics = MetricsLog(self.folder / "metrics.jsonl", updates_done=done, writes=self.ranks.leads)
         driver = self._driver(self.policy, "train", config.env_kwargs(split="train"), store=self.store)
         split = self.env.unwrapped.tasks.split("train")  # type: ignore[attr-defined]

@@ -42,6 +42,9 @@ class Checkpoints:
         path = self.folder / f"update-{update:06}"
         if not learner.ranks.leads:
             return path
+        if score is None:  # the same update in another phase of the run: as good as it was
+            score = _score(path)
+        self._recover()
         aside = self.folder / "aside.tmp"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -51,12 +54,11 @@ class Checkpoints:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        before = self.folder / "before.tmp"
-        shutil.rmtree(before, ignore_errors=True)
-        if path.exists():  # the same update, in another phase of the run
+        before = self.folder / f"before-{path.name}"
+        if path.exists():
             path.replace(before)
         aside.replace(path)
-        shutil.rmtree(before, ignore_errors=True)
+        self._recover()
         kept = {*self._paths()[-self.keep :], self.best()}
         for old in set(self._paths()) - kept:
             shutil.rmtree(old)
@@ -64,6 +66,9 @@ class Checkpoints:
 
     def load(self, learner: Learner) -> tuple[int, dict[str, Any]] | None:
         """Bring the learner to the newest state; (updates done, progress), or None where nothing was saved."""
+        if learner.ranks.leads:
+            self._recover()
+        learner.ranks.gather(None)  # nobody looks before the leader is done
         paths = self._paths()
         if not paths:
             return None
@@ -89,6 +94,15 @@ class Checkpoints:
         known = [path for path, score in scores.items() if score is not None]
         return max(reversed(known), key=lambda path: scores[path] or 0.0, default=None)
 
+    def _recover(self) -> None:
+        """Put back a state whose successor a kill kept from its place, or drop it."""
+        for before in self.folder.glob("before-update-*"):
+            path = self.folder / before.name.removeprefix("before-")
+            if path.exists():
+                shutil.rmtree(before)
+            else:
+                before.replace(path)
+
     def _paths(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("update-*") if (path / "state.pt").is_file())
 
@@ -98,7 +112,7 @@ def save_model(
 ) -> None:
     """A Hugging Face folder, adapters added in; `weights` where the model's own are sharded."""
     if is_adapted(lm.model):
-        weights = merged_weights(lm.model)
+        weights = merged_weights(lm.model, weights or lm.model.state_dict())
     lm.model.save_pretrained(folder, state_dict=None if weights is None else dict(weights))  # it drops tied ones
     if beside is not None:
         beside(folder)

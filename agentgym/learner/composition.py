@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from agentgym.errors import ConfigError
@@ -62,7 +63,9 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         for reason in refused(self):
             raise ConfigError(reason)
-        bound(self.function, asdict(self) | {"scope": self.over})
+        made = bound(self.function, asdict(self) | {"scope": self.over})
+        if self.objective not in OBJECTIVES:
+            _tried(made, self.objective)
 
     @property
     def function(self) -> Any:
@@ -98,12 +101,13 @@ class ObjectiveConfig:
         ratio is taken over all of them; or all."""
         if self.entropy_coef or (self.kl != "none" and self.kl_in == "loss"):
             return "all"
-        return "trajectories" if self.whole else "turns"
+        return "trajectories" if self.together == "trajectory" else "turns"
 
     @property
-    def whole(self) -> bool:
-        """Whether a trajectory's rows must go through the model together, since a ratio is taken over all of them."""
-        return "trajectory" in (self.over, self.correction_scope if self.corrects != "none" else "token")
+    def together(self) -> Scope:
+        """What must go through the model together, since a ratio is taken over all of it."""
+        spans = {self.over, self.correction_scope if self.corrects != "none" else "token"}
+        return next(scope for scope in reversed(SCOPES) if scope in spans)
 
 
 Rule = tuple[Callable[[ObjectiveConfig], bool], str]
@@ -193,6 +197,23 @@ def loss(tokens: TokenBatch, entropy: Tensor, config: ObjectiveConfig) -> tuple[
     if config.entropy_coef:
         lost = lost - config.entropy_coef * tokens.inside(entropy)
     return lost, metrics
+
+
+def _tried(objective: Objective, name: str) -> None:
+    """Raises ConfigError where a user's function does not give a loss per token for a batch of three."""
+    some, places = torch.full((3,), -1.0), torch.zeros(3, dtype=torch.long)
+    logp = some.clone().requires_grad_()
+    try:
+        lost, metrics = objective(TokenBatch(logp, some, some, places == 0, places, places, some, some))
+        shapes = [tuple(each.shape) for each in (lost, *dict(metrics).values())]
+    except Exception as error:  # whatever somebody else's code raises
+        raise ConfigError(
+            f"objective {name} fails on a batch of three tokens: {type(error).__name__}: {error}"
+        ) from error
+    if set(shapes) != {(3,)}:
+        raise ConfigError(
+            f"objective {name} gives shapes {shapes} for three tokens; give a loss and metrics per token, [3] each"
+        )
 
 
 def _declared(function: Any, what: str, otherwise: Any) -> Any:

@@ -59,5 +59,5 @@ def kl(tokens: TokenBatch, kind: Estimator, reference_logp: Tensor, *, unbiased:
 def drift(tokens: TokenBatch) -> Metrics:
     """How far the weights have moved from what sampled the tokens: k1 = -r and k3 = e^r - 1 - r per token with
     r = log p - log p_behaviour; both estimate KL(p_behaviour || p)."""
-    r = (tokens.logp - tokens.behaviour_logp).detach()
+    r = (tokens.logp - tokens.behaviour_logp).detach().clamp(-LOG_BOUND, LOG_BOUND)
     return {"kl_k1": -r, "kl_k3": torch.exp(r) - 1 - r}

@@ -19,7 +19,8 @@ from agentgym.errors import ConfigError, nearest
 class Outcomes:
     """What credit may read of a batch: B trajectories with M turns in all."""
 
-    rewards: Tensor  # [B] float32, of the whole episode
+    rewards: Tensor  # [B] float32, of the whole episode, divergences and penalties taken off
+    judged: Tensor  # [B] float32, as the environment gave it: what deviations and means are taken of
     groups: Tensor  # [B] int64 labels
     valid: Tensor  # [B] bool
     owner: Tensor  # [M] int64, the trajectory of each turn, ascending
@@ -39,11 +40,11 @@ def returns(outcomes: Outcomes, discount: float) -> Tensor:
     owner, count = outcomes.owner, len(outcomes.rewards)
     sizes = torch.bincount(owner, minlength=count)
     place = torch.arange(len(owner), device=owner.device) - (sizes.cumsum(0) - sizes)[owner]
-    table = outcomes.rewards.new_zeros(count, int(sizes.max()) if len(owner) else 0)
-    table[owner, place] = outcomes.turn_rewards
+    table = outcomes.rewards.new_zeros(count, int(sizes.max()) if len(owner) else 0, dtype=torch.float64)
+    table[owner, place] = outcomes.turn_rewards.double()
     for t in range(table.shape[1] - 2, -1, -1):
         table[:, t] += discount * table[:, t + 1]
-    return table[owner, place]
+    return table[owner, place].to(outcomes.rewards)
 
 
 # -- whole trajectories ------------------------------------------------------------------------------------------------
@@ -104,7 +105,7 @@ def rebn(outcomes: Outcomes, discount: float) -> Tensor:
     weight = torch.where(outcomes.valid, 1.0 / turns, 0.0)[owner]
     total = weight.sum()
     votes = weight > 0
-    if outcomes.valid.sum() < 2 or found[votes].max() == found[votes].min():
+    if outcomes.valid.sum() < 2 or not _apart(found[votes].max(), found[votes].min()):
         return torch.zeros_like(found)
     mean = (weight * found).sum() / total
     std = ((weight * (found - mean).square()).sum() / total).sqrt()
@@ -123,7 +124,7 @@ def same_state(outcomes: Outcomes, discount: float) -> Tensor:
 def gigpo(outcomes: Outcomes, discount: float) -> Tensor:
     """Episode part plus step part, each with its group's mean as the baseline and without a standard deviation
     (GiGPO, Feng et al. 2025, eq. 8 with weight 1 and F_norm 1). -> [M] float32"""
-    whole = _by_turn(outcome_mean)(outcomes, 1.0)
+    whole = outcome_mean(outcomes.rewards, outcomes.groups, outcomes.valid)[outcomes.owner]
     return whole + _against_same_state(outcomes, discount, outcome_mean)
 
 
@@ -163,7 +164,9 @@ def _by_turn(baseline: Baseline, scale: Baseline | None = None) -> Credit:
         earned = baseline(first, outcomes.groups, outcomes.valid)
         taught = _taught(first, outcomes.groups.unique(return_inverse=True)[1], outcomes.valid)
         advantages = torch.where(taught[owner], earned[owner] + (found - first[owner]), 0.0)
-        return advantages if scale is None else advantages / scale(first, outcomes.groups, outcomes.valid)[owner]
+        return (
+            advantages if scale is None else advantages / scale(outcomes.judged, outcomes.groups, outcomes.valid)[owner]
+        )
 
     return per_turn
 
@@ -190,13 +193,18 @@ def get_credit(name: str) -> Credit:
 
 
 def _taught(rewards: Tensor, index: Tensor, valid: Tensor) -> Tensor:
-    """[B] True for valid members of groups whose valid rewards differ: only those get credit, and exactly zero is
-    left of all others whatever rounding does."""
+    """[B] True for valid members of groups whose valid rewards differ by more than rounding: only those get credit, and
+    exactly zero is left of all others."""
     high = torch.full((int(index.max()) + 1,), -torch.inf, dtype=rewards.dtype, device=rewards.device)
     low = -high
     high = high.scatter_reduce(0, index, torch.where(valid, rewards, -torch.inf), "amax")
     low = low.scatter_reduce(0, index, torch.where(valid, rewards, torch.inf), "amin")
-    return valid & (high > low)[index]
+    return valid & _apart(high, low)[index]
+
+
+def _apart(high: Tensor, low: Tensor) -> Tensor:
+    """Whether two float32 sums of rewards are two numbers, and not one that was added up in two ways."""
+    return high - low > 1e-6 * torch.maximum(high.abs(), low.abs()).clamp(min=1)
 
 
 def _group_sums(values: Tensor, groups: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:

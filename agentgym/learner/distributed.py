@@ -6,6 +6,7 @@ the float32 weights, gradients and optimiser state; rank 0 alone writes files.""
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
@@ -29,6 +30,7 @@ class Ranks:
         self.size = size
         self.rank = rank
         self.device = torch.device(device)
+        self.asked_to_stop = False
         self._mesh: Any = init_device_mesh(self.device.type, (size,)) if size > 1 else None
 
     @classmethod
@@ -41,7 +43,10 @@ class Ranks:
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
             torch.cuda.set_device(device)
         dist.init_process_group("cpu:gloo,cuda:nccl" if device != "cpu" else "gloo", timeout=PATIENCE)
-        return cls(size, rank, device)
+        made = cls(size, rank, device)
+        for number in (signal.SIGINT, signal.SIGTERM):  # ranks stop together, between two updates
+            signal.signal(number, lambda *_: setattr(made, "asked_to_stop", True))
+        return made
 
     @property
     def leads(self) -> bool:
@@ -80,6 +85,10 @@ class Ranks:
         names = sorted({name for each in found for name in each})
         peaks = set(largest)
         return {n: (max if n in peaks else sum)(each[n] for each in found if n in each) for n in names}
+
+    def stopped(self) -> bool:
+        """Whether any rank was asked to stop."""
+        return any(self.gather(self.asked_to_stop))
 
     def gather(self, value: Any) -> list[Any]:
         """What each rank gave, in the order of ranks, on every rank."""

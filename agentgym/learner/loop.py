@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 from typing import Any
@@ -100,6 +100,7 @@ class Trainer:
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     alarms: AlarmConfig = field(default_factory=AlarmConfig)
     on_update: Callable[[dict[str, Any]], None] | None = None
+    _cut: BaseException | None = None  # what ended the sampling of a later batch
     _ahead: deque[list[Episode]] = field(default_factory=deque)  # batches that were sampled and not yet trained
 
     async def run(self, start: int) -> None:
@@ -121,7 +122,7 @@ class Trainer:
                 self.progress["seconds_train"] = self.progress.get("seconds_train", 0.0) + line["seconds"]
                 self.progress["sampler"] = self.sampler.state()
                 done, saved_version = update + 1, self.learner.version  # from here on the update is whole
-                self.progress["ahead"] = len(self._ahead)
+                self.progress["ahead"] = [list(_by_group(batch)) for batch in self._ahead]
                 since.append(line["success"])
                 if self.on_update is not None:
                     self.on_update(line)
@@ -131,6 +132,11 @@ class Trainer:
                     since.clear()
                 if fault:
                     raise AuditError(fault)
+                if self._cut is not None:
+                    raise self._cut
+                if self.learner.ranks.size > 1 and self.learner.ranks.stopped():
+                    self.checkpoints.save(self.learner, done, self.progress, score=float(np.mean(since or [0.0])))
+                    raise KeyboardInterrupt
         finally:
             # Not in the middle of an update: those are played again. Nor where ranks may have been cut at two places.
             if since and self.learner.version == saved_version and self.learner.ranks.size == 1:
@@ -147,9 +153,7 @@ class Trainer:
         waited = max(0.0, sampled - began - (self.policy.engine.busy_s - busy))  # for environments and bookkeeping
         episodes = self._ahead.popleft()
         if config.staleness and later < config.updates:
-            learning = asyncio.to_thread(self._learn, update, episodes)
-            batch, figures = await _both(self._collect(later), learning)
-            self._ahead.append(batch)
+            figures = await self._learn_meanwhile(update, episodes, later)
         else:
             figures = self._learn(update, episodes)
         await self._push()
@@ -160,6 +164,19 @@ class Trainer:
         line = {"update": update, **seconds, "seconds_env": waited}
         trained = None if figures["steps_skipped"] else int(figures["tokens_trained"])
         return line | audit(episodes, selected, version=version, trained=trained, reach=self.objective.reach) | figures
+
+    async def _learn_meanwhile(self, update: int, episodes: list[Episode], later: int) -> dict[str, Any]:
+        """Learn in a thread while batch `later` is sampled. What cuts the sampling (Ctrl-C, a broken environment) is
+        kept until this update is whole: a thread that changes weights is never left behind."""
+        before = self.sampler.state()
+        thread = asyncio.ensure_future(asyncio.to_thread(self._learn, update, episodes))
+        try:
+            self._ahead.append(await self._collect(later))
+        except BaseException as error:
+            self._cut = error
+            self.sampler.load(before)
+        await asyncio.wait([thread])
+        return thread.result()
 
     async def _push(self) -> None:
         """The engine samples from the weights as they are now."""
@@ -172,14 +189,17 @@ class Trainer:
         """A batch of episodes, in the order of its groups. Groups whose rewards are all alike are replaced by the next
         tasks, in as many rounds as may be."""
         config = self.config
-        episodes = await self._play(self.sampler.slots(update, config.groups, config.group_size), update)
+        slots = self.sampler.slots(update, config.groups, config.group_size)
+        episodes, seen = await self._play(slots, update), {slot.task_id for slot in slots}
         for round_ in range(1, self.selection.resample + 1):
             groups = _by_group(episodes)
             dull = [group for group, members in groups.items() if not has_signal(members)]
             if not dull:
                 break
-            first = round_ * config.groups
-            slots = self.sampler.slots(update, len(dull), config.group_size, first_group=first)
+            slots = self.sampler.slots(
+                update, len(dull), config.group_size, first_group=round_ * config.groups, taken=seen
+            )
+            seen |= {slot.task_id for slot in slots}
             found = _by_group(await self._play(slots, update))
             better = iter([members for members in found.values() if has_signal(members)])
             episodes = [e for g, members in groups.items() for e in (next(better, members) if g in dull else members)]
@@ -198,13 +218,13 @@ class Trainer:
     def _restored(self, start: int) -> int:
         """Take in the batches that had been sampled ahead when the run was cut -> the first update still to be sampled.
         What is stored of an update that is not whole is played again."""
-        store, update = self.driver.store, start
-        wanted = self.progress.get("ahead", 0)
-        while store is not None and update < start + wanted:
-            episodes = [e for e in store.episodes(run=self.driver.run, update=update)]
-            self._ahead.append(sorted(episodes, key=lambda e: (e.group, e.attempt)))
-            update += 1
-        return update
+        store, ahead = self.driver.store, self.progress.get("ahead", [])
+        if store is None:
+            return start
+        for update, groups in enumerate(ahead, start):
+            found = _by_group(list(store.episodes(run=self.driver.run, update=update)))
+            self._ahead.append([e for g in groups for e in sorted(found[g], key=lambda e: e.attempt)])
+        return start + len(ahead)
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
@@ -290,16 +310,6 @@ class Trainer:
             return apart
         alarm = watch.seen(line)
         return f"alarm at update {line['update']}: {alarm}. The state is saved." if alarm else ""
-
-
-async def _both(sampling: Awaitable[Any], learning: Awaitable[Any]) -> tuple[Any, Any]:
-    """Both results, or the first error once both have ended: a thread that changes weights is never left behind."""
-    thread = asyncio.ensure_future(learning)
-    try:
-        sampled = await sampling
-        return sampled, await asyncio.shield(thread)
-    finally:
-        await asyncio.wait([thread])
 
 
 def _refuse_broken(episodes: Sequence[Episode]) -> None:

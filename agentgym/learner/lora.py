@@ -59,13 +59,15 @@ def adapters_off(model: nn.Module, off: bool) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def merged_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state of the same model without adapters, what they add added in; nothing of the model changes."""
-    layers = _adapted(model)
-    state = {k.replace(".base_layer.", "."): v for k, v in model.state_dict().items() if "lora_" not in k}
-    for name, layer in layers.items():
+def merged_weights(model: nn.Module, whole: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The `whole` state of an adapted model as that of a model without adapters, what they add added in: W + s B A.
+    The model's own tensors, which may be sharded, are not read."""
+    state = {k.replace(".base_layer.", "."): v for k, v in whole.items() if "lora_" not in k}
+    for name, layer in _adapted(model).items():
         weight = state[f"{name}.weight"]
-        state[f"{name}.weight"] = weight + layer.get_delta_weight("default").to(weight.dtype)
+        a, b = (whole[f"{name}.lora_{which}.default.weight"].float() for which in "AB")
+        added = layer.scaling["default"] * (b @ a)
+        state[f"{name}.weight"] = weight + (added.T if layer.fan_in_fan_out else added).to(weight.dtype)
     return state
 
 

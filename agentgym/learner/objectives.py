@@ -15,15 +15,15 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from agentgym.errors import ConfigError, nearest
+from agentgym.learner.pack import Scope
 from agentgym.plugins import function_at
 
-Scope = Literal["token", "turn", "trajectory"]
 SCOPES: tuple[Scope, ...] = ("token", "turn", "trajectory")
 LOG_BOUND = 20.0  # of a log ratio: beyond it float32 has no use for the number (e^20 is 5e8), and no gradient is left
 

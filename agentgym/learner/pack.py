@@ -22,6 +22,7 @@ MIN_CELLS = 512  # below this a padded part is too small to be worth a pass of i
 Trains = Literal["sampled", "written", "both"]
 Layout = Literal["padded", "packed", "tree"]
 Reach = Literal["turns", "trajectories", "all"]
+Scope = Literal["token", "turn", "trajectory"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,6 +106,11 @@ class _Cut:
         return int(self.at[-1]) + 1
 
     @property
+    def turns(self) -> tuple[int, int]:
+        """Of its first and last token of the loss; a fork in mid-turn leaves one turn in two rows."""
+        return int(self.row.turns[self.at[0]]), int(self.row.turns[self.at[-1]])
+
+    @property
     def ids(self) -> NDArray[np.int32]:
         return self.row.ids[: len(self)]
 
@@ -123,12 +129,12 @@ def pack(
     layout: Layout = "padded",
     max_tokens: int,
     reach: Reach = "turns",
-    whole: bool = False,
+    together: Scope = "token",
     multiple: int = 1,
 ) -> list[Part]:
     """Every token that goes through the loss, once; at most `max_tokens` cells per part (one row may exceed it, and
-    where trajectories stay `whole` the rows of one). Packed and tree lines are filled up to a `multiple`."""
-    units = _units(trajectories, reach, whole)
+    the rows of a turn or trajectory that stay `together`). Packed and tree lines are filled up to a `multiple`."""
+    units = _units(trajectories, reach, together)
     if layout == "padded":
         return [_padded(trajectories, cuts) for cuts in _by_width(units, max_tokens)]
     if layout == "packed":
@@ -136,7 +142,7 @@ def pack(
     return [_line(trajectories, _trie(cuts), multiple) for cuts in _by_prefix(units, max_tokens)]
 
 
-def _units(trajectories: Sequence[Trajectory], reach: Reach, whole: bool) -> list[_Unit]:
+def _units(trajectories: Sequence[Trajectory], reach: Reach, together: Scope) -> list[_Unit]:
     units: list[_Unit] = []
     for index, trajectory in enumerate(trajectories):
         cuts: _Unit = []
@@ -152,7 +158,13 @@ def _units(trajectories: Sequence[Trajectory], reach: Reach, whole: bool) -> lis
                         "the first token of a row trains, but nothing comes before it; open with an observation"
                     )
                 cuts.append(_Cut(index, row, at, nth))
-        units += [cuts] if whole and cuts else [[cut] for cut in cuts]
+        first = len(units)
+        for cut in cuts:
+            last = units[-1][-1] if len(units) > first else None
+            if last and (together == "trajectory" or (together == "turn" and last.turns[1] == cut.turns[0])):
+                units[-1].append(cut)
+            else:
+                units.append([cut])
     return units
 
 
@@ -310,8 +322,12 @@ def _part(
 
     def scored(name: str) -> Tensor | None:
         found = [getattr(trajectories[cut.index], name) for cut in cuts]
-        if any(values is None for values in found):
+        if all(values is None for values in found):
             return None
+        if any(values is None for values in found):
+            raise LedgerError(
+                f"some trajectories of the batch have {name} log-probs and others none; score all of them"
+            )
         return joined((values[cut.nth] for values, cut in zip(found, cuts, strict=True)), torch.float32)
 
     return Part(

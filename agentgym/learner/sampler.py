@@ -5,6 +5,7 @@ episodes is selection.py's and credit.py's business."""
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,16 +47,19 @@ class Sampler:
         self.position = 0
         self.longest = config.curriculum_start if config.curriculum != "none" else 0  # 0: no bound
 
-    def slots(self, update: int, groups: int, group_size: int, *, first_group: int = 0) -> list[Slot]:
-        """The next `groups` tasks, `group_size` attempts each."""
+    def slots(
+        self, update: int, groups: int, group_size: int, *, first_group: int = 0, taken: Container[str] = ()
+    ) -> list[Slot]:
+        """The next `groups` tasks, `group_size` attempts each; those `taken` are passed over, and where no others are
+        left there are fewer groups."""
         return [
             Slot(task_id, attempt, first_group + group, derive_seed(self.seed, "episode", update, task_id) >> 32)
-            for group, task_id in enumerate(self._take(groups))
+            for group, task_id in enumerate(self._take(groups, taken))
             for attempt in range(group_size)
         ]
 
-    def _take(self, count: int) -> list[str]:
-        if not self.longest:
+    def _take(self, count: int, passed_over: Container[str]) -> list[str]:
+        if not self.longest and not passed_over:
             taken = [task_id for task_id, _ in self.split.take(count, start=self.position % len(self.split))]
             self.position += count
             return taken
@@ -63,10 +67,14 @@ class Sampler:
         for _ in range(len(self.split)):
             task = self.split[self.position % len(self.split)]
             self.position += 1
-            if task.horizon is None or task.horizon <= self.longest:
-                found[self.split.id_of(task)] = None
+            task_id = self.split.id_of(task)
+            fits = not self.longest or task.horizon is None or task.horizon <= self.longest
+            if fits and task_id not in passed_over:
+                found[task_id] = None
             if len(found) == count:
                 return list(found)
+        if passed_over:
+            return list(found)
         raise ConfigError(
             f"split {self.split.name!r} has {len(found)} tasks of horizon {self.longest} or less, {count} groups are "
             "wanted; raise --curriculum-start or lower --groups"
@@ -75,7 +83,8 @@ class Sampler:
     def learned(self, line: dict[str, Any]) -> None:
         """An update is done, with that audit: let the curriculum grow."""
         c = self.config
-        mastered = line["by_horizon"].get(str(self.longest), 0.0) >= c.curriculum_success
+        trained = {int(h): rate for h, rate in line["by_horizon"].items() if int(h) <= self.longest}
+        mastered = bool(trained) and trained[max(trained)] >= c.curriculum_success  # horizons may have gaps
         due = (line["update"] + 1) % c.curriculum_every == 0 if c.curriculum == "updates" else mastered
         if c.curriculum != "none" and due:
             self.longest += c.curriculum_step

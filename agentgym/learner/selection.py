@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agentgym.errors import ConfigError
+from agentgym.errors import ConfigError, nearest
 from agentgym.learner.credit import Outcomes, get_credit
 from agentgym.learner.pack import Trajectory
 from agentgym.ledger import Episode, FloatArray, StopReason
@@ -24,7 +24,7 @@ START = object()  # the state before the first turn: equal for all who play one 
 class SelectionConfig:
     """Which episodes and groups of a batch train."""
 
-    masked_stops: tuple[StopReason, ...] = ()
+    masked_stops: tuple[str, ...] = ()
     """Stop reasons whose episodes neither train nor vote, such as max_tokens max_turns max_time context (DAPO's
     overlong filter, DeepSWE's compact filtering)."""
     overlong_limit: int = 0
@@ -43,6 +43,9 @@ class SelectionConfig:
     """Divide advantages by their root mean square over the tokens of their environment (AgentRL)."""
 
     def __post_init__(self) -> None:
+        for stop in self.masked_stops:
+            if stop not in set(StopReason):
+                raise ConfigError(f"masked_stops {stop!r} is no stop reason{nearest(stop, map(str, StopReason))}")
         if not 0 < self.keep_share <= 1:
             raise ConfigError(f"keep_share is {self.keep_share}; a share lies above 0 and up to 1")
         if not 0 <= self.overlong_cache <= self.overlong_limit:
@@ -79,7 +82,7 @@ def select(
     lost = {e.group for e in episodes if not e.counts}
     valid = torch.tensor([e.group not in lost and _takes_part(e, config) for e in episodes])
     outcomes = _outcomes(episodes, valid, config, divergence)
-    kept = _kept(outcomes.rewards, outcomes.groups, valid, config)
+    kept = _kept(episodes, outcomes, config)
     advantages = get_credit(credit)(outcomes, discount)
     advantages = torch.where(kept[outcomes.owner], advantages, 0.0).numpy()
     starts = np.searchsorted(outcomes.owner.numpy(), np.arange(len(episodes) + 1))
@@ -91,7 +94,7 @@ def select(
     if config.advantage_scale == "task":
         _scale_by_task(episodes, trajectories)
     groups = outcomes.groups[valid].unique()
-    stds = [_std(outcomes.rewards[valid & (outcomes.groups == g)]) for g in groups]
+    stds = [_std(outcomes.judged[valid & (outcomes.groups == g)]) for g in groups]
     filtered = len(groups) - len(outcomes.groups[kept].unique())
     return Selected(trajectories, len(groups), filtered, float(np.mean(stds)) if stds else 0.0)
 
@@ -131,6 +134,7 @@ def _outcomes(
         turn_rewards += gained
     return Outcomes(
         torch.tensor(rewards, dtype=torch.float32),
+        torch.tensor([e.reward for e in episodes], dtype=torch.float32),
         torch.tensor([e.group for e in episodes]),
         valid,
         torch.tensor(owner, dtype=torch.long),
@@ -143,20 +147,25 @@ def _overlong(episode: Episode, config: SelectionConfig) -> float:
     """Soft overlong punishment (DAPO, Yu et al. 2025, eq. 13): 0 up to limit - cache, 1 from the limit on."""
     if not config.overlong_limit or episode.ledger is None:
         return 0.0
+    if episode.ledger.num_sampled >= config.overlong_limit:
+        return 1.0
     beyond = episode.ledger.num_sampled - (config.overlong_limit - config.overlong_cache)
-    return min(1.0, beyond / max(1, config.overlong_cache)) if beyond > 0 else 0.0
+    return beyond / config.overlong_cache if beyond > 0 else 0.0
 
 
-def _kept(rewards: Tensor, groups: Tensor, valid: Tensor, config: SelectionConfig) -> Tensor:
-    """[B] True where an episode's group is among the `keep_share` that teach most; ties go to the earlier group."""
+def _kept(episodes: Sequence[Episode], outcomes: Outcomes, config: SelectionConfig) -> Tensor:
+    """[B] True where an episode's group is among the `keep_share` that teach most, as the environment judged them; ties
+    go to the earlier group."""
+    groups, valid = outcomes.groups, outcomes.valid
     if config.keep == "all" or not valid.any():
         return valid
     labels = list(dict.fromkeys(groups[valid].tolist()))
+    success = torch.tensor([float(e.success) for e in episodes])
 
     def worth(label: int) -> float:
-        found = rewards[valid & (groups == label)]
-        rate = float((found >= 1 - 1e-6).float().mean())
-        return _std(found) if config.keep == "variance" else rate * (1 - rate)
+        members = valid & (groups == label)
+        rate = float(success[members].mean())
+        return _std(outcomes.judged[members]) if config.keep == "variance" else rate * (1 - rate)
 
     best = sorted(labels, key=worth, reverse=True)[: max(1, round(config.keep_share * len(labels)))]
     return valid & torch.isin(groups, torch.tensor(best))

@@ -26,7 +26,7 @@ from agentgym.learner.head import logp_and_entropy
 from agentgym.learner.lora import adapters_off, is_adapted
 from agentgym.learner.objectives import TokenBatch, sft
 from agentgym.learner.optimizer import Optimizer, OptimizerConfig
-from agentgym.learner.pack import Layout, Part, Reach, Trajectory, pack
+from agentgym.learner.pack import Layout, Part, Reach, Scope, Trajectory, pack
 from agentgym.learner.reduce import Weights, masked_sum, weights
 from agentgym.ledger import FloatArray
 
@@ -81,9 +81,11 @@ class Learner:
         self.version = 0
         self.layout: Layout = config.resolved_layout(lm.device)
         keeps = anchored and not is_adapted(lm.model)
-        self.reference = CausalLM(deepcopy(lm.model).requires_grad_(False)) if keeps else None
+        self.reference = CausalLM(deepcopy(lm.model).requires_grad_(False).eval()) if keeps else None
         self._most_cells = 0  # of a part that fitted
-        attention.prepare(lm, self.layout)
+        for each in (lm, self.reference):
+            if each is not None:
+                attention.prepare(each, self.layout)
         self._scorer = Scorer(lm)
         self._checkpointed = _checkpointing(lm) if config.gradient_checkpointing else []
         ranks.shard(self._scorer, _layers(lm), compute_dtype or lm.model.dtype)
@@ -110,7 +112,7 @@ class Learner:
         if weight.share is not None:
             weight = replace(weight, share=weight.share.to(self.lm.device))
         self.optimizer.clear()
-        parts = self._parts(trajectories, *((config.reach, config.whole) if config else ("turns", False)))
+        parts = self._parts(trajectories, *((config.reach, config.together) if config else ("turns", "token")))
         sums, apart = self._accumulate(parts, config, weight, temperature)
         sums = self.ranks.total(sums)
         norm = 0.0
@@ -128,13 +130,15 @@ class Learner:
         figures |= {"loss": sums.get("loss", 0.0) / weight.divisor, "grad_norm": norm, "tokens_trained": trained}
         return figures | _spread(np.concatenate([a for a in self.ranks.gather(apart)]))
 
-    def _parts(self, trajectories: Sequence[Trajectory], reach: Reach, whole: bool = False) -> list[Part]:
+    def _parts(self, trajectories: Sequence[Trajectory], reach: Reach, together: Scope = "token") -> list[Part]:
         on_gpu = self.lm.device.type != "cpu"
         cells = self.config.microbatch_tokens
         if self.layout != "padded" and not on_gpu:
             cells = min(cells, attention.DENSE_TOKENS)
         multiple = attention.GPU_MULTIPLE if on_gpu and self.layout != "padded" else 1
-        return pack(trajectories, layout=self.layout, max_tokens=cells, reach=reach, whole=whole, multiple=multiple)
+        return pack(
+            trajectories, layout=self.layout, max_tokens=cells, reach=reach, together=together, multiple=multiple
+        )
 
     def _accumulate(
         self, parts: list[Part], config: ObjectiveConfig | None, weight: Weights, temperature: float
@@ -274,6 +278,12 @@ def _checkpointing(lm: CausalLM) -> list[nn.Module]:
         )
     enable = getattr(lm.model, "activation_checkpointing_enable", None) or lm.model.gradient_checkpointing_enable
     enable({"use_reentrant": False})  # the name changed with transformers 5.20
+    for layer in _layers(
+        lm
+    ):  # they are told that they train, and some drop of themselves what a child would have dropped
+        for name in ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout"):
+            if isinstance(getattr(layer, name, None), float):
+                setattr(layer, name, 0.0)
     return _layers(lm)
 
 

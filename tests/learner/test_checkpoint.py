@@ -83,6 +83,21 @@ def test_the_best_is_kept_beside_the_newest(learner, tmp_path):
     assert checkpoints.best().name == "update-000004"
 
 
+def test_a_state_saved_again_without_a_score_keeps_the_one_it_had(learner, tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for update, score in ((10, 0.2), (20, 0.9), (20, None)):
+        checkpoints.save(learner, update, {}, score=score)
+    assert checkpoints.best().name == "update-000020"
+
+
+def test_a_state_that_a_kill_kept_from_its_place_is_put_back(learner, load, tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    path = checkpoints.save(learner, 3, {"at": 3})
+    path.replace(tmp_path / "before-update-000003")  # killed between the two renames
+    assert checkpoints.load(fresh(load)) == (3, {"at": 3})
+    assert [p.name for p in tmp_path.iterdir()] == ["update-000003"]
+
+
 def test_where_nothing_was_saved_nothing_is_loaded(learner, tmp_path):
     before = weights_hash(learner.lm)
     assert Checkpoints(tmp_path / "nothing").load(learner) is None

@@ -345,3 +345,25 @@ def test_a_function_of_ones_own_takes_the_knobs_it_names(monkeypatch):
         ObjectiveConfig("mine:wants_more")
     with pytest.raises(ConfigError, match="has no scope token"):
         ObjectiveConfig("mine:towards", scope="token")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return tokens.logp.sum(), {}", "gives shapes [()] for three tokens"),
+        ("return tokens.logp, {'x': tokens.logp.mean()}", "gives shapes [(3,), ()]"),
+        ("return tokens.logp", "too many values to unpack"),
+        ("return {}['missing'], {}", "KeyError: 'missing'"),
+        ("return tokens.logp[:2], {}", "gives shapes [(2,)]"),
+    ],
+)
+def test_a_function_that_gives_no_loss_per_token_is_refused_at_once(monkeypatch, body, said):
+    import sys
+    import types
+
+    module = types.ModuleType("theirs")
+    exec(f"def wrong(tokens):\n    {body}", module.__dict__)
+    monkeypatch.setitem(sys.modules, "theirs", module)
+    with pytest.raises(ConfigError, match="theirs:wrong") as caught:
+        ObjectiveConfig("theirs:wrong")
+    assert said in str(caught.value)

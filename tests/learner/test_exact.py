@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def batch_of(ledgers):
         rewards = torch.tensor([float(i % 3 == 0) + 0.1 * (i % 2) for i in range(len(ledgers))])
         ends = torch.tensor([i + 1 == len(owner) or owner[i + 1] != who for i, who in enumerate(owner)])
         outcomes = Outcomes(
+            rewards,
             rewards,
             torch.tensor([i // 4 for i in range(len(ledgers))]),
             torch.ones(len(ledgers), dtype=torch.bool),
@@ -331,7 +333,7 @@ def test_trap_11_what_is_observed_before_a_reply_is_seen(batch_of, taken):
     batch, config = batch_of("leave_one_out"), ObjectiveConfig()
     first, *rest = list(batch[0].ledger)
     other = Ledger([Segment((first.ids + 1) % 300, Source.OBSERVED, 0), *rest])
-    changed = [Trajectory(other, batch[0].advantages, group=0), *batch[1:]]
+    changed = [replace(batch[0], ledger=other), *batch[1:]]
     assert apart(taken(changed, config), taken(batch, config)) > 1e-3
 
 
@@ -367,6 +369,26 @@ def test_trap_37_a_trajectory_split_into_rows_is_the_trajectory(taken, ledgers, 
         assert len(forked.rows()) > len(plain.rows()) == 1
     config = settings(name, scope, denominator=denominator)
     assert apart(taken(split, config, layout=layout), taken(merged, config, layout=layout)) < TOLERANCE
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_trap_37_a_turn_that_a_fork_left_in_two_rows_has_one_ratio(taken, layout):
+    """As where a policy writes notes, its context is rewritten, and it answers: one turn, two rows."""
+    chance, made = np.random.default_rng(4), []
+    for _ in range(6):
+        ledger = Ledger([Segment(chance.integers(0, 300, 30), Source.OBSERVED, 0)])
+        for forks in (False, True):
+            if forks:
+                ledger.append(Segment(chance.integers(0, 300, 20), Source.OBSERVED, 0, forks=True))
+            ids = chance.integers(0, 300, 6)
+            ledger.append(Segment(ids, Source.SAMPLED, 0, -chance.uniform(4, 8, 6), 0))
+        made.append(ledger)
+    ledgers = rescored(taken.lm, made, chance, noise=0.05)
+    batch = [Trajectory(ledger, chance.normal(size=1).astype(np.float32)) for ledger in ledgers]
+    for more in ({"objective": "gspo"}, {"correction": "masked", "correction_scope": "turn"}):
+        config = ObjectiveConfig(**{"scope": "turn", **more})
+        alone = taken(batch, config, layout=layout, microbatch_tokens=1)
+        assert apart(alone, taken(batch, config, layout=layout)) < TOLERANCE
 
 
 # -- on fresh data -----------------------------------------------------------------------------------------------------

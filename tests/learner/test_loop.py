@@ -71,6 +71,7 @@ class Run:
     env_id: str
     config: LoopConfig = CONFIG
     learner_class: type[Learner] = Learner
+    split: Any = field(default_factory=lambda: Letters.tasks.split("train"))
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
@@ -93,10 +94,10 @@ class Run:
 
     async def go(self, on_update: Any = None) -> None:
         done, progress = self.checkpoints.load(self.learner) or (0, {})
-        self.store.reopen("train", from_update=done + progress.get("ahead", 0))
+        self.store.reopen("train", from_update=done + len(progress.get("ahead", [])))
         metrics = MetricsLog(self.folder / "metrics.jsonl", updates_done=done)
         self.learner.publish(self.lm)
-        sampler = Sampler(Letters.tasks.split("train"), self.curriculum, seed=3)
+        sampler = Sampler(self.split, self.curriculum, seed=3)
         await Trainer(
             self.driver, self.policy, self.lm, self.learner, sampler, self.config, self.objective, self.checkpoints,
             metrics, progress, selection=self.selection, alarms=self.alarms, on_update=on_update,
@@ -529,6 +530,70 @@ def test_a_curriculum_grows_when_the_longest_horizon_is_mastered():
     other = Sampler(split, CurriculumConfig("success"), seed=0)
     other.load(sampler.state())
     assert other.slots(5, 4, 1) == sampler.slots(5, 4, 1)
+
+
+def test_a_curriculum_grows_over_gaps_between_horizons():
+    sampler = Sampler(Letters.tasks.split("train"), CurriculumConfig("success", curriculum_start=2), seed=0)
+    for update, by_horizon in enumerate([{"2": 0.9}, {"2": 0.9}, {"2": 0.9, "4": 0.1}, {"2": 0.9, "4": 0.8}]):
+        sampler.learned({"update": update, "by_horizon": by_horizon})
+    assert sampler.longest == 5
+
+
+def test_no_task_comes_twice_in_an_update_and_a_split_may_run_out(run, register_env):
+    class Six(Even):
+        tasks = TaskSet({"train": [Task(f"Say {i}.", 1, metadata={"horizon": 1}) for i in range(6)]})
+
+    made = run(config=replace(CONFIG, updates=2), selection=SelectionConfig(resample=3))
+    made.driver.close()
+    made.driver = Driver(register_env(Six), made.policy, run="train", store=made.store, retries=0)
+    made.split = Six.tasks.split("train")
+    run_sync(made.go())
+    _, episodes, lines = made.end()
+    assert Counter(key[1] for key, *_ in episodes) == {0: 24, 1: 24}  # all six tasks are dull, each is played once
+    assert [line["episodes"] for line in lines] == [16, 16]
+
+
+@pytest.mark.parametrize("stops_after", [2, 4])
+def test_a_stale_run_that_draws_again_goes_on_with_the_groups_it_had_chosen(run, register_env, stops_after):
+    def start(name: str) -> Run:
+        made = stale(run, name, k=1, updates=5, selection=SelectionConfig(resample=1))
+        made.driver.close()
+        made.driver = Driver(register_env(Even), made.policy, run="train", store=made.store, retries=0)
+        return made
+
+    def stop(line: dict[str, Any]) -> None:
+        if line["update"] + 1 == stops_after:
+            raise Stop
+
+    whole, first = start("whole"), start("cut")
+    run_sync(whole.go())
+    with pytest.raises(Stop):
+        run_sync(first.go(stop))
+    first.end()
+    second = start("cut")
+    run_sync(second.go())
+    assert second.end() == whole.end()
+
+
+def test_a_stale_run_interrupted_in_mid_update_saves_what_is_whole(run):
+    first = stale(run, k=1)
+
+    async def cut_short() -> None:
+        going = asyncio.ensure_future(first.go())
+        while first.learner.version < 5:
+            await asyncio.sleep(0)
+        going.cancel()
+        await asyncio.wait([going])
+
+    run_sync(cut_short())
+    _, _, lines = first.end()
+    done, _ = first.checkpoints.load(first.learner)
+    assert done == len(lines) >= 3
+    second = stale(run, k=1)
+    run_sync(second.go())
+    _, episodes, lines = second.end()
+    assert Counter(key[1] for key, *_ in episodes) == dict.fromkeys(range(6), 16)  # nothing lost, nothing doubled
+    assert [line["update"] for line in lines] == list(range(6))
 
 
 def test_a_curriculum_that_no_task_fits_is_one_sentence():

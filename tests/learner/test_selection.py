@@ -72,6 +72,15 @@ def test_groups_that_teach_most_are_kept_and_the_others_still_count():
     assert [a is None for a in advantages(uncounted)] == [False, False, True, True, True, True, False, False]
 
 
+def test_which_groups_teach_is_read_off_what_the_environment_gave():
+    # A penalty on all of them makes nobody's success less of one.
+    config = SelectionConfig(keep="learnability", keep_share=0.5, overlong_limit=200, overlong_cache=199)
+    batch = [episode(0, 1.0), episode(0, 1.0), episode(1, 1.0), episode(1, 0.0)]
+    assert [t is not None and bool(t.advantages.any()) for t in select(batch, "outcome_mean", config).trajectories] == [
+        False, False, True, True,
+    ]  # fmt: skip
+
+
 def test_a_policys_own_failure_counts_and_a_broken_group_is_left_out():
     policy, ours = (Failure(kind, "Error", "why") for kind in (FailureKind.POLICY, FailureKind.INFRASTRUCTURE))
     batch = [episode(0, 1.0), episode(0, 0.0, failure=policy), episode(1, 1.0), episode(1, 0.0, failure=ours)]
@@ -117,6 +126,7 @@ def test_signal_is_a_difference_among_those_that_count():
         ({"keep_share": 1.5}, "keep_share is 1.5"),
         ({"overlong_cache": 5}, "overlong_cache is 5 and overlong_limit 0"),
         ({"resample": -1}, "resample is -1"),
+        ({"masked_stops": ("max_token",)}, "masked_stops 'max_token' is no stop reason; did you mean 'max_tokens'"),
     ],
 )
 def test_a_selection_that_cannot_be_is_refused(wrong, fault):

@@ -12,6 +12,7 @@ import torch
 from agentgym.engines.causal import CausalLM, load_model
 from agentgym.learner.composition import ObjectiveConfig
 from agentgym.learner.distributed import Ranks
+from agentgym.learner.lora import LoraConfig, add_adapters, merged_weights
 from agentgym.learner.objectives import OBJECTIVES
 from agentgym.learner.pack import Trajectory
 from agentgym.learner.update import Learner, OptimizerConfig
@@ -60,6 +61,14 @@ def main(model: str, path: str) -> None:
     made = learner(gradient_checkpointing=True)
     made.step(batch()[:1], ObjectiveConfig())  # fewer parts than ranks
     found["one part, checkpointed"] = gradient(made)
+    lm = CausalLM(load_model(model))
+    add_adapters(lm.model, LoraConfig(lora_rank=4), seed=0)
+    adapted = Learner(lm, OptimizerConfig(lr=1e-2, microbatch_tokens=60), total_steps=4, ranks=ranks, anchored=True)
+    for _ in range(2):
+        adapted.step(batch(), ObjectiveConfig())
+    merged = merged_weights(lm.model, ranks.whole(lm.model.state_dict()))
+    found["adapters"] = torch.cat([merged[name].flatten() for name in sorted(merged)])
+    found["anchor"] = torch.from_numpy(np.concatenate(adapted.score(batch(), reference=True)))
     for muon_lr in (0.0, 0.02):
         made = learner(lr=1e-3, clip_norm=1.0, muon_lr=muon_lr)
         for _ in range(2):
