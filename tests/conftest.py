@@ -220,3 +220,15 @@ def data(request: pytest.FixtureRequest) -> Path:
         text = f"AGENTGYM_DATA is {path!r}: no folder of benchmark data"
         pytest.fail(text) if os.environ.get("CI") else pytest.skip(text)
     return Path(path)
+
+
+# Tests that start, count or reap containers and sandboxes of this machine: one after the other, whoever else runs.
+ALONE = ("sandboxes/", "envs/test_code", "envs/test_repair", "envs/test_shell", "envs/test_terminal", "cli/test_sandbox")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers (pytest -n), a file stays together, and so do all that use sandboxes."""
+    root = Path(__file__).parent
+    for item in items:
+        name = item.path.relative_to(root).as_posix()
+        item.add_marker(pytest.mark.xdist_group("sandboxes" if name.startswith(ALONE) else name))

@@ -21,7 +21,7 @@ TRAPS = {
     22: "CUDA graphs replayed with stale buffers", 23: "updates lost in low precision", 24: "a head in low precision",
     25: "a sequence ratio that explodes", 26: "a ratio to oneself", 27: "equal seeds, equal rollouts",
     28: "generation changes the model's mode", 29: "groups: length, std, one member", 30: "turns vote more than once",
-    31: "forked rows train twice", 32: "normalised per part or rank", 33: "packed rows leak", 34: "trees at their forks",
+    31: "forked rows train twice", 32: "normalised per part or rank", 33: "packed rows leak", 34: "trees at forks",
     35: "what a KL estimate's gradient is", 36: "weights, dual clip, sign table", 37: "scopes that change with rows",
     38: "GAE across observations", 39: "a head in chunks", 40: "our failures counted as zero",
     41: "survivors preferred", 42: "synchronous differs from asynchronous", 43: "what a stop reason earns",

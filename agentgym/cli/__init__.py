@@ -17,6 +17,7 @@ from agentgym.errors import AgentGymError, ConfigError, nearest
 
 COMMANDS = {
     "train": "train a policy in an environment; writes runs/<name>/ with a report",
+    "ablate": "train with switches on and off, over seeds, and compare with intervals",
     "eval": "measure a policy's success on held-out tasks, by horizon, with intervals",
     "check": "test environments against the contract: determinism, rewards, leaks, hostile output",
     "score": "judge a run's episodes again, without the agent",
