@@ -223,7 +223,7 @@ def data(request: pytest.FixtureRequest) -> Path:
 
 
 # Tests that start, count or reap containers and sandboxes of this machine: one after the other, whoever else runs.
-ALONE = ("sandboxes/", "envs/test_code", "envs/test_repair", "envs/test_shell", "envs/test_terminal", "cli/test_sandbox")
+ALONE = ("sandboxes/", "cli/test_sandbox", *(f"envs/test_{name}" for name in ("code", "repair", "shell", "terminal")))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
