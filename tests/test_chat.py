@@ -152,7 +152,7 @@ def test_parts_reasoning_and_cut_answers_are_read(server):
         (200, {"content-length": "9999"}, said()),
         None,
     ],
-    ids=str,
+    ids=["seconds", "date", "500", "503", "no-json", "no-choices", "error", "number", "cut-short", "hung-up"],
 )
 def test_a_fault_of_the_server_is_asked_again(server, fault):
     server.behaviour = lambda number, body: fault if number < 2 else (200, {}, said("at last"))
