@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -33,7 +34,10 @@ def words(*args: str) -> list[str]:
 
 def begun(folder: Path, *args: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "agentgym.cli", *words(*args)]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs are deaf to it
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    )
 
 
 def wait_for(path: Path) -> None:
