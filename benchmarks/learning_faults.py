@@ -21,7 +21,7 @@ ENV = "learning_faults:bench/FaultyLookup-v0"
 EPISODES = 3000
 RATE = 0.1  # of episodes that break at their start
 TURN_RATE = 0.02  # of turns that break
-chance = np.random.default_rng(0)  # of the machine, not of the task: a second try may go well
+chance = np.random.default_rng()  # of the machine, not of the task: a second try may go well
 
 
 class FaultyLookup(LookupEnv):

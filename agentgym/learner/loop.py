@@ -309,7 +309,9 @@ class Trainer:
         if not self.config.staleness and (apart := mismatch(line, self.config.max_mismatch)):
             return apart
         alarm = watch.seen(line)
-        return f"alarm at update {line['update']}: {alarm}. The state is saved." if alarm else ""
+        if not alarm or line["update"] + 1 == self.config.updates:  # nothing is left to train
+            return ""
+        return f"alarm at update {line['update']}: {alarm}. The state is saved."
 
 
 def _refuse_broken(episodes: Sequence[Episode]) -> None:
