@@ -8,6 +8,7 @@ import json as json_
 import tomllib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -15,12 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agentgym.cli import say
+from agentgym.cli.compare import Side, remarks, shown, table
 from agentgym.cli.options import parse, settings
 from agentgym.cli.show import choose_phase, find_run
 from agentgym.env import AgentEnv
 from agentgym.errors import ConfigError
-from agentgym.evaluation.intervals import wilson
-from agentgym.evaluation.score import Verdict, rescore, stored_task
+from agentgym.evaluation.score import Verdict, against_stored, rescore, stored_task
 from agentgym.ledger import Episode
 from agentgym.loop import run_sync
 from agentgym.registry import make
@@ -75,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
         for verdict in verdicts:
             say(json_.dumps(_as_json(verdict)))
     else:
-        _tell(verdicts, phase)
+        _tell(verdicts, phase, folder)
     return 1 if any(verdict.changed for verdict in verdicts) else 0
 
 
@@ -110,17 +111,22 @@ def _as_json(verdict: Verdict) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _tell(verdicts: Sequence[Verdict], phase: str) -> None:
+def _tell(verdicts: Sequence[Verdict], phase: str, folder: Path) -> None:
     for verdict in verdicts:
         if verdict.changed and verdict.score is not None:
             before, after = verdict.episode.reward, verdict.score.reward
             say(f"{verdict.episode.task_id} attempt {verdict.episode.attempt}: {before:g} -> {after:g}")
-    scored = [v for v in verdicts if v.score is not None]
-    full = sum(v.score.reward >= 1 - 1e-6 for v in scored if v.score is not None)
-    rate = wilson(full, len(scored)) if scored else None
-    told = f", success {100 * rate.rate:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]" if rate else ""
-    say(f"phase {phase}: {len(scored)} of {len(verdicts)} judged again{told}; "
-        f"{sum(v.changed for v in verdicts)} differ from the stored verdict.")  # fmt: skip
+    num_judged, num_changed = sum(v.score is not None for v in verdicts), sum(v.changed for v in verdicts)
+    comparisons = against_stored(verdicts)
+    told = "; ".join(f"success {each.b}" for each in comparisons)
+    say(f"phase {phase}: {num_judged} of {len(verdicts)} judged again{f', {told}' if told else ''}; "
+        f"{num_changed} differ from the stored verdict.")  # fmt: skip
+    if num_changed:
+        side = Side(folder, (phase,), {})
+        say("A: the stored verdicts; B: those of now")
+        Console().print(table(comparisons))
+        for line in remarks(comparisons, lambda flip: shown(flip, side, side)[:1]):
+            say(line)
     for verdict in sorted((v for v in verdicts if v.why), key=lambda v: v.score is not None)[:5]:
         what = "not judged: " if verdict.score is None else ""
         say(f"  {what}{verdict.episode.task_id} attempt {verdict.episode.attempt}: {verdict.why}")

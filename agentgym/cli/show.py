@@ -36,6 +36,12 @@ class ShowConfig:
     """print this episode of the phase, counted from 0 in the order they ended"""
     phase: str | None = None
     """which episodes: before, after, train, eval; the last one of the run without it"""
+    task: str | None = None
+    """only episodes on this task: its id, or how the id begins"""
+    attempt: int | None = None
+    """only this attempt"""
+    update: int | None = None
+    """only episodes of this update of a training run"""
     failed: bool = False
     """count only episodes without success"""
 
@@ -46,11 +52,11 @@ def main(argv: Sequence[str]) -> int:
     store = Store(folder / "run.sqlite", readonly=True)
     try:
         phases = store.runs()
-        if config.episode is None:
+        if (config.episode, config.task, config.attempt, config.update) == (None,) * 4:
             show_figures(folder, phases)
         else:
-            phase = choose_phase(config.phase, phases, folder)
-            show_episode(choose_episode(store, phase, config.episode, config.failed), config.episode)
+            episode, index = choose_episode(store, choose_phase(config.phase, phases, folder), config)
+            show_episode(episode, index)
     finally:
         store.close()
     return 0
@@ -76,15 +82,28 @@ def choose_phase(wanted: str | None, phases: Mapping[str, int], folder: Path) ->
     return wanted
 
 
-def choose_episode(store: Store, phase: str, index: int, only_failed: bool) -> Episode:
-    last = -1
-    for episode in store.episodes(run=phase, limit=None if only_failed else index + 1):
-        if only_failed and episode.success:
-            continue
-        last += 1
-        if last == index:
-            return episode
-    raise ConfigError(f"--episode {index}: phase {phase} has {last + 1} such episodes; give 0 to {last}")
+def choose_episode(store: Store, phase: str, config: ShowConfig) -> tuple[Episode, int]:
+    """The episode that is meant, and its place in the phase. Only its record is unpacked, however many there are."""
+    found = [
+        (index, each)
+        for index, each in enumerate(store.outcomes(run=phase))
+        if (config.task is None or each.task_id.startswith(config.task))
+        and (config.attempt is None or each.attempt == config.attempt)
+        and (config.update is None or each.update == config.update)
+        and not (config.failed and each.success)
+    ]
+    number = config.episode or 0
+    if config.task is not None and not found:
+        known = list(dict.fromkeys(each.task_id for each in store.outcomes(run=phase)))
+        raise ConfigError(f"--task {config.task}: phase {phase} has no such episode{nearest(config.task, known)}")
+    if not 0 <= number < len(found):
+        raise ConfigError(
+            f"--episode {number}: phase {phase} has {len(found)} such episodes; give 0 to {len(found) - 1}"
+        )
+    index, result = found[number]
+    run, update, task, attempt = result.key
+    [episode] = store.episodes(run=run, update=update, task=task, attempt=attempt)
+    return episode, number if config.episode is not None else index
 
 
 def show_episode(episode: Episode, index: int) -> None:
@@ -93,10 +112,10 @@ def show_episode(episode: Episode, index: int) -> None:
     about = [f"episode {index}", f"phase {episode.run}", f"task {episode.task_id}", f"attempt {episode.attempt}"]
     about += [] if horizon is None else [f"horizon {horizon}"]
     say(" · ".join(about))
-    say(_safe(transcript(episode.messages)))
+    say(safe(transcript(episode.messages)))
     say(f"{verdict}: reward {episode.reward:g}, {len(episode.turns)} turns, ended: {episode.stop_reason}")
     if episode.failure is not None:
-        say(_safe(f"failure ({episode.failure.kind}): {episode.failure.cause}: {episode.failure.message}"))
+        say(safe(f"failure ({episode.failure.kind}): {episode.failure.cause}: {episode.failure.message}"))
 
 
 def show_figures(folder: Path, phases: Mapping[str, int]) -> None:
@@ -108,7 +127,9 @@ def show_figures(folder: Path, phases: Mapping[str, int]) -> None:
         say(_headline(summary))
         if summary.get("by_horizon"):
             Console().print(horizon_table(summary["by_horizon"]))
-    say("episodes: " + (", ".join(f"{phase} {n:,}" for phase, n in phases.items()) or "none yet"))
+    kb = (folder / "run.sqlite").stat().st_size / 1000
+    size = f"; {kb / sum(phases.values()):,.1f} kB each" if phases else ""
+    say("episodes: " + (", ".join(f"{phase} {n:,}" for phase, n in phases.items()) or "none yet") + size)
     if (folder / "report.html").is_file():
         say(f"report: {folder / 'report.html'}")
     say(f"An episode: agentgym show {folder} --episode 0")
@@ -149,6 +170,6 @@ def _cell(cell: Mapping[str, Any] | None) -> str:
     return f"{100 * cell['rate']:.0f} % [{100 * cell['low']:.0f}, {100 * cell['high']:.0f}]"
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
     """What a model wrote, without the control characters that would drive the terminal."""
     return "".join(char if char.isprintable() or char in "\n\t" else f"‹U+{ord(char):04X}›" for char in text)

@@ -5,10 +5,11 @@ Owns which episodes can be judged again and how a second verdict is compared wit
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agentgym.env import AgentEnv
 from agentgym.errors import AgentGymError, ConfigError
+from agentgym.evaluation.compare import Comparison, by_place, compare
 from agentgym.ledger import Episode
 from agentgym.messages import JSON
 from agentgym.rewards import Outcome, Score
@@ -28,6 +29,12 @@ class Verdict:
     @property
     def changed(self) -> bool:
         return self.score is not None and abs(self.score.reward - self.episode.reward) > SAME
+
+
+def against_stored(verdicts: Iterable[Verdict]) -> list[Comparison]:
+    """The stored verdicts (A) beside the new ones (B), of the episodes that were judged again."""
+    judged = [(each.episode, replace(each.episode, reward=each.score.reward)) for each in verdicts if each.score]
+    return compare(by_place(a for a, _ in judged), by_place(b for _, b in judged))
 
 
 async def rescore(

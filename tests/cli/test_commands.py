@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from agentgym.cli.doctor import disk
-from agentgym.cli.show import _safe
+from agentgym.cli.show import safe
 
 
 def test_list_shows_ids_horizons_and_splits(here):
@@ -49,7 +49,7 @@ def test_show_names_what_there_is_when_asked_for_what_is_not(here):
 
 
 def test_what_a_model_wrote_cannot_drive_the_terminal():
-    assert _safe("a\x1b[2Jb\n\tc\u202ed") == "a‹U+001B›[2Jb\n\tc‹U+202E›d"
+    assert safe("a\x1b[2Jb\n\tc\u202ed") == "a‹U+001B›[2Jb\n\tc‹U+202E›d"
 
 
 def test_play_takes_lines_as_calls_and_answers(agentgym):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -19,10 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agentgym.errors import StoreError
+from agentgym.errors import Failure, FailureKind, StoreError
 from agentgym.ledger import Episode, Ledger, Segment, Source, StopReason, Turn
-from agentgym.messages import user
-from agentgym.rollout.store import Store
+from agentgym.messages import assistant, user
+from agentgym.rollout.store import Store, opening
 
 
 def episode(attempt: int, *, update: int = 0, run: str = "train", reward: float = 0.5) -> Episode:
@@ -358,3 +359,51 @@ def test_a_process_that_forked_after_opening_does_not_write_for_its_parent(run_p
         os.waitpid(child, 0)
         store.add(episode(1))
     assert attempts(run_path) == [0, 1]
+
+
+def test_the_columns_of_an_episode_say_what_its_record_says(tmp_path):
+    path = tmp_path / "run.sqlite"
+    failed = dataclasses.replace(episode(1), failure=Failure(FailureKind.TASK, "TaskError", "no answer"))
+    blamed = dataclasses.replace(episode(2), failure=Failure(FailureKind.POLICY, "PolicyError", "out of memory"))
+    with Store(path) as store:
+        for each in (episode(0, reward=1.0), failed, blamed, episode(3, run="after")):
+            store.add(each)
+        whole, light = list(store.episodes(run="train")), store.outcomes(run="train")
+        assert len(store.outcomes()) == 4
+        assert [e.attempt for e in store.episodes(run="train", task="train:a", attempt=2)] == [2]
+    for one, two in zip(whole, light, strict=True):
+        assert (one.key, one.success, one.counts, one.seed) == (two.key, two.success, two.counts, two.seed)
+        assert (one.reward, one.split, one.env_id, one.env_version) == (
+            two.reward,
+            two.split,
+            two.env_id,
+            two.env_version,
+        )
+
+
+def test_an_opening_is_what_is_told_before_the_policy_speaks():
+    told = (user("Say 1."), assistant("1"), user("Again."))
+    assert opening(told) == opening(told[:1]) != opening((user("Say 2."),))
+    assert opening((user("\ud800"),)) != opening(())  # text that has no UTF-8
+
+
+def test_a_file_from_before_openings_were_kept_is_read_and_written_on(tmp_path):
+    path = filled(tmp_path / "run.sqlite", 3)
+    with sqlite3.connect(path) as db:
+        db.execute("DROP INDEX light")
+        db.execute("ALTER TABLE episodes DROP COLUMN opening")
+    with Store(path, readonly=True) as store:
+        assert [each.opening for each in store.outcomes()] == [None] * 3
+    with Store(path) as store:
+        store.add(episode(3))
+    with Store(path, readonly=True) as store:
+        assert [each.opening for each in store.outcomes()] == [None] * 3 + [opening(episode(3).messages)]
+        assert len(list(store.episodes())) == 4
+
+
+def test_a_failure_that_cannot_be_read_is_told_as_a_corrupt_file(tmp_path):
+    path = filled(tmp_path / "run.sqlite", 2)
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE episodes SET failure='{' WHERE attempt=1")
+    with Store(path, readonly=True) as store, pytest.raises(StoreError, match=r"the failure of .* cannot be read"):
+        store.outcomes()

@@ -1,0 +1,239 @@
+"""`agentgym compare`: runs beside one another on the same tasks, with intervals and the tasks that changed.
+
+Owns the command, its refusals and its table. What is paired, tested and refused is evaluation/compare.py's business."""
+
+from __future__ import annotations
+
+import difflib
+import gc
+import json as json_
+import shlex
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from agentgym.cli import say
+from agentgym.cli.options import parse
+from agentgym.cli.show import choose_phase, find_run, safe
+from agentgym.errors import ConfigError
+from agentgym.evaluation.compare import (
+    POWER,
+    TARGET,
+    Comparison,
+    Difference,
+    Flip,
+    Mismatch,
+    Places,
+    by_place,
+    compare,
+    corrected,
+    mismatches,
+)
+from agentgym.messages import transcript
+from agentgym.rollout.store import Store, opening
+
+EXAMPLE = "agentgym compare runs/eval-Lookup-v0-gold-1 runs/eval-Lookup-v0-random-1"
+TRAINING = ("before", "train", "greedy_before", "greedy_after")  # phases that nobody means without naming them
+NUM_FLIPS = 5  # that the terminal shows; --json has all
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Compare runs on the tasks they share: paired differences of success and reward with 95 % intervals.
+
+    The first run is A, to which each of the others is compared. Refuses runs that differ in tasks, prompts or
+    environment version, and shows what differs."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN[:PHASE]")]
+    """folders of runs, or their names under runs/; with a phase behind a colon, such as runs/Lookup-v0-1:before"""
+    anyway: bool = False
+    """compare what they share where they differ in tasks, prompts or environment version"""
+    json: bool = False
+    """print the comparison as JSON, with every task that changed"""
+
+    def __post_init__(self) -> None:
+        if len(self.runs) < 2:
+            raise ConfigError(f"{' '.join(self.runs)}: give at least two runs, the first of which is compared with")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One run: where it is, and what its episodes came to."""
+
+    folder: Path
+    phases: tuple[str, ...]
+    places: Places
+
+    def __str__(self) -> str:
+        return f"{self.folder}:{'+'.join(self.phases)}"
+
+
+def main(argv: Sequence[str]) -> int:
+    config = parse(CompareConfig, argv, "agentgym compare", EXAMPLE)
+    gc.disable()  # it would look again and again through 100,000 episodes, none of which is garbage
+    try:
+        return told(config)
+    finally:
+        gc.enable()
+
+
+def told(config: CompareConfig) -> int:
+    """Read, refuse or compare, and print."""
+    first, *others = (read(run) for run in config.runs)
+    found = []
+    for other in others:
+        if (first.folder.resolve(), first.phases) == (other.folder.resolve(), other.phases):
+            raise ConfigError(f"{other} is A itself; give another run, or another phase: {other.folder}:PHASE")
+        differ = mismatches(first.places, other.places)
+        if differ and not config.anyway:
+            raise ConfigError(refusal(first, other, differ))
+        if not (comparisons := compare(first.places, other.places)):
+            raise ConfigError(f"A {first} and B {other} share no environment and split, so nothing can be compared")
+        found.append((other, differ, comparisons))
+    together = iter(corrected([each for _, _, comparisons in found for each in comparisons]))
+    found = [(other, differ, [next(together) for _ in comparisons]) for other, differ, comparisons in found]
+    if config.json:
+        say(json_.dumps([_as_json(first, *each) for each in found], indent=2))
+        return 0
+    say(f"A  {first}")
+    for other, differ, comparisons in found:
+        say(f"B  {other}")
+        for line in (*settings_that_differ(first.folder, other.folder), *(each.text for each in differ)):
+            say(f"   differs: {line}")
+        Console().print(table(comparisons))
+        for line in remarks(comparisons, partial(shown, a=first, b=other)):
+            say(line)
+    return 0
+
+
+def read(run: str) -> Side:
+    """A run, and of it the phase behind a colon, or all that an evaluation wrote, or what a training run ended with."""
+    try:
+        folder, phase = find_run(run), None
+    except ConfigError:
+        name, colon, phase = run.rpartition(":")
+        if not colon:
+            raise
+        folder = find_run(name)
+    with Store(folder / "run.sqlite", readonly=True) as store:
+        there = store.runs()
+        evaluated = [name for name in there if name not in TRAINING] if phase is None else []
+        phases = tuple(evaluated) or (choose_phase(phase, there, folder),)
+        results = [each for name in phases for each in store.outcomes(run=name)]
+        if any(each.opening is None for each in results):  # a file from before they were kept
+            told = {each.key: opening(each.messages) for name in phases for each in store.episodes(run=name)}
+            results = [each._replace(opening=told[each.key]) for each in results]
+    return Side(folder, phases, by_place(results))
+
+
+def refusal(a: Side, b: Side, differ: Sequence[Mismatch]) -> str:
+    lines = [f"A {a} and B {b} are not the same experiment; --anyway compares what they share."]
+    for each in differ:
+        lines += [f"  {each.text}", *(f"    {line}" for line in prompt_diff(a, b, each))]
+    return "\n".join([*lines, *(f"  {line}" for line in settings_that_differ(a.folder, b.folder))])
+
+
+def prompt_diff(a: Side, b: Side, of: Mismatch, most: int = 12) -> Iterator[str]:
+    """The lines that one prompt has and the other has not."""
+    texts = []
+    for side, key in zip((a, b), of.keys or (), strict=False):
+        with Store(side.folder / "run.sqlite", readonly=True) as store:
+            run, update, task, attempt = key
+            [episode] = store.episodes(run=run, update=update, task=task, attempt=attempt)
+        told = takewhile(lambda message: message["role"] != "assistant", episode.messages)
+        texts.append(safe(transcript(told)).splitlines())
+    if texts:
+        lines = [*difflib.unified_diff(texts[0], texts[1], "A", "B", lineterm="", n=0)]
+        yield from (line[:200] for line in lines[:most])
+        if len(lines) > most:
+            yield f"… {len(lines) - most} lines more"
+
+
+def settings_that_differ(a: Path, b: Path) -> list[str]:
+    """`name: value of A -> value of B` for the two config.toml files, versions of packages left out."""
+    one, two = (_flat(folder / "config.toml") for folder in (a, b))
+    names = sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
+    return [f"{name}: {one.get(name)!r} -> {two.get(name)!r}" for name in names if not name.startswith("versions.")]
+
+
+def table(comparisons: Sequence[Comparison]) -> Table:
+    """A row for success and one for the mean reward of each environment and split."""
+    made = Table(box=SIMPLE_HEAD, pad_edge=False)
+    made.add_column("environment, split")
+    for heading in ("A", "B", "B − A", "95 % interval", "p"):
+        made.add_column(heading, justify="right", no_wrap=True)
+    for each in comparisons:
+        p = f"{each.success.p:.2g}" + (f" ({each.p_holm:.2g})" if len(comparisons) > 1 else "")
+        made.add_row(f"{each.name}, {each.split}", *_cells(each.success), p)
+        if (each.reward.a, each.reward.b) != (each.success.a, each.success.b):
+            made.add_row("  mean reward", *_cells(each.reward), f"{each.reward.p:.2g}")
+    more = "; in brackets corrected for the number of rows (Holm)" if len(comparisons) > 1 else ""
+    tests = " or ".join(sorted({each.test for each in comparisons}))
+    made.caption = f"success in %, a mean over tasks; p: {tests}{more}"
+    made.caption_justify = "left"
+    return made
+
+
+def remarks(comparisons: Sequence[Comparison], command: Callable[[Flip], list[str]]) -> Iterator[str]:
+    """Verdict, denominators and power of each comparison, and by `command` how to see the tasks that changed."""
+    for each in comparisons:
+        yield f"{each.name}, {each.split}: {each.verdict()}"
+        missing = f"; {each.num_unpaired} more are missing or without a scored attempt in one of the two"
+        yield (
+            f"  {each.success.num_tasks} tasks{missing if each.num_unpaired else ''}; scored episodes on them: A "
+            f"{each.a.n} (coverage {100 * each.coverage_a:.1f} %), B {each.b.n} ({100 * each.coverage_b:.1f} %)"
+        )
+        if each.success.num_needed is not None:
+            yield (
+                f"  to see {100 * TARGET:.0f} points in {100 * POWER:.0f} % of such comparisons, about "
+                f"{each.success.num_needed:,} tasks would be needed"
+            )
+        worse = sum(flip.b < flip.a for flip in each.flips)
+        yield f"  tasks that changed: {len(each.flips)} ({len(each.flips) - worse} better in B, {worse} worse)"
+        for flip in each.flips[:NUM_FLIPS]:
+            yield f"    {flip.task_id}: {100 * flip.a:.0f} % -> {100 * flip.b:.0f} %"
+            yield from (f"      {line}" for line in command(flip))
+
+
+def shown(flip: Flip, a: Side, b: Side) -> list[str]:
+    """The commands that print the two transcripts."""
+    return [
+        shlex.join(["agentgym", "show", str(side.folder), "--phase", run, "--task", task, "--attempt", str(attempt)])
+        + (f" --update {update}" if update else "")
+        for side, (run, update, task, attempt) in ((a, flip.shows_a), (b, flip.shows_b))
+    ]
+
+
+def _as_json(a: Side, b: Side, differ: Sequence[Mismatch], comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    made = [each.as_json() for each in comparisons]
+    for told, each in zip(made, comparisons, strict=True):
+        for line, flip in zip(told["flips"], each.flips, strict=True):
+            line["show_a"], line["show_b"] = shown(flip, a, b)
+    differences = [*settings_that_differ(a.folder, b.folder), *(each.text for each in differ)]
+    return {"a": str(a), "b": str(b), "differs": differences, "comparisons": made}
+
+
+def _cells(of: Difference) -> tuple[str, ...]:
+    bounds = f"[{100 * of.low:+.1f}, {100 * of.high:+.1f}]"
+    return f"{100 * of.a:.1f}", f"{100 * of.b:.1f}", f"{100 * of.value:+.1f}", bounds
+
+
+def _flat(path: Path) -> dict[str, Any]:
+    """The values of a TOML file by dotted name; none where there is no such file."""
+    if not path.is_file():
+        return {}
+
+    def walk(table: Mapping[str, Any], before: str) -> Iterator[tuple[str, Any]]:
+        for name, value in table.items():
+            yield from walk(value, f"{before}{name}.") if isinstance(value, dict) else [(before + name, value)]
+
+    return dict(walk(tomllib.loads(path.read_text(encoding="utf-8")), ""))

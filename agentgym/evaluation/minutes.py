@@ -1,0 +1,162 @@
+"""Success against the minutes that a task takes people: METR's time horizon.
+
+Owns the weighted logistic fit and its bootstrap (Kwa et al. 2025, arXiv:2503.14499). A horizon in turns is
+horizon.py's business."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agentgym.errors import ConfigError
+from agentgym.evaluation.intervals import or_null
+from agentgym.ledger import Episode
+
+FloatArray = NDArray[np.float64]
+REGULARISATION = 100.0  # C of METR's fit: the inverse strength of the penalty on the slope
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One attempt at a task with known human minutes."""
+
+    family: str
+    task: str
+    minutes: float
+    success: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Minutes:
+    """Task lengths at which success crosses a level, in people's minutes; each with its 95 % interval."""
+
+    p50: float  # 0 and inf where success is on one side of the level at every length, or does not fall with it
+    p50_interval: tuple[float, float]
+    p80: float
+    p80_interval: tuple[float, float]
+    num_runs: int
+    num_tasks: int
+    num_families: int
+
+    def as_json(self) -> dict[str, Any]:
+        """For summary.json, where infinity is null."""
+        return {
+            "p50_minutes": or_null(self.p50), "p50_interval": [*map(or_null, self.p50_interval)],
+            "p80_minutes": or_null(self.p80), "p80_interval": [*map(or_null, self.p80_interval)],
+            "num_runs": self.num_runs, "num_tasks": self.num_tasks, "num_families": self.num_families,
+        }  # fmt: skip
+
+
+def time_horizon(
+    runs: Sequence[Run], weights: Sequence[float] | None = None, draws: int = 1000, seed: int = 0
+) -> Minutes:
+    """p50 and p80 of the fit, with percentile intervals of a bootstrap of families, of their tasks and of the runs on
+    these: few families make it wide, whatever the runs. weights: one per run, else those of `invsqrt_task_weights`.
+    Raises ConfigError."""
+    if not runs or min(run.minutes for run in runs) <= 0:
+        raise ConfigError("a time horizon needs runs, on tasks that take people more than 0 minutes")
+    w = invsqrt_task_weights(runs) if weights is None else np.asarray(weights, dtype=np.float64)
+    x = np.log2([run.minutes for run in runs])
+    y = np.array([run.success for run in runs], dtype=np.float64)
+    times = _resampled(runs, draws, np.random.default_rng(seed))
+    fits = fit_logistic(x, y, np.vstack([np.ones(len(runs)), times]) * w)
+    crossings = {level: _crossing(fits, level) for level in (0.5, 0.8)}
+    (p50, *drawn50), (p80, *drawn80) = crossings[0.5].tolist(), crossings[0.8].tolist()
+    return Minutes(
+        p50, _middle(drawn50), p80, _middle(drawn80), len(runs), len({(run.family, run.task) for run in runs}),
+        len({run.family for run in runs}),
+    )  # fmt: skip
+
+
+def runs_of(episodes: Iterable[Episode]) -> list[Run]:
+    """The attempts that count, on tasks whose metadata name `human_minutes`. Their family is that of the metadata, or
+    else the task itself."""
+    kept = [e for e in episodes if e.counts and _is_positive(e.metadata.get("human_minutes"))]
+    return [
+        Run(str(e.metadata.get("family", e.task_id)), e.task_id, float(e.metadata["human_minutes"]), e.success)  # type: ignore[arg-type]
+        for e in kept
+    ]
+
+
+def invsqrt_task_weights(runs: Sequence[Run]) -> FloatArray:
+    """[n] weights that sum to 1: a task counts once however often it ran, a family as the root of its tasks."""
+    attempts = Counter((run.family, run.task) for run in runs)
+    tasks = Counter(family for family, _ in attempts)
+    weights = np.array([1 / attempts[run.family, run.task] / math.sqrt(tasks[run.family]) for run in runs])
+    return weights / weights.sum()
+
+
+def fit_logistic(x: FloatArray, y: FloatArray, weights: FloatArray, c: float = REGULARISATION) -> FloatArray:
+    """Logistic regressions of y on x by Newton's method, one per row of weights: the minima of
+    sum_i w_i loss_i + slope^2 / (2 c), the intercept free. x, y [n], weights [k, n] -> [k, 2] intercept and slope.
+    A row whose weighted y are all equal has no minimum: its intercept is infinite and its slope 0."""
+    fits = np.zeros((len(weights), 2))
+    won, lost = weights @ y > 0, weights @ (1 - y) > 0
+    open_rows = won & lost
+    fits[:, 0] = np.where(won, np.inf, -np.inf)
+    w, beta = weights[open_rows], np.zeros((int(open_rows.sum()), 2))
+    design = np.stack([np.ones_like(x), x], axis=1)
+    penalty = np.diag([0.0, 1.0 / c])
+
+    def loss(beta: FloatArray) -> FloatArray:
+        z = beta @ design.T
+        return (w * (np.logaddexp(0, z) - y * z)).sum(axis=1) + (beta[:, 1] ** 2) / (2 * c)
+
+    for _ in range(100):
+        p = np.exp(-np.logaddexp(0, -beta @ design.T))
+        gradient = (w * (p - y)) @ design + beta @ penalty
+        hessian = np.einsum("kn,ni,nj->kij", w * p * (1 - p), design, design) + penalty
+        step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
+        size = np.ones(len(beta))
+        for _ in range(30):  # halve the steps that overshoot
+            worse = loss(beta - size[:, None] * step) > loss(beta) * (1 + 1e-12)
+            if not worse.any():
+                break
+            size[worse] /= 2
+        beta = beta - size[:, None] * step
+        if not len(beta) or (np.abs(step) < 1e-10 * (1 + np.abs(beta))).all():
+            break  # the next step would be its square
+    fits[open_rows] = beta
+    return fits
+
+
+def _crossing(fits: FloatArray, level: float) -> FloatArray:
+    """Minutes at which each fit crosses the level."""
+    above = math.log(level / (1 - level))
+    intercept, slope = fits.T
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        minutes = np.exp2((above - intercept) / slope)
+    return np.where(slope < 0, minutes, np.where(intercept >= above, np.inf, 0.0))
+
+
+def _resampled(runs: Sequence[Run], draws: int, random: np.random.Generator) -> FloatArray:
+    """[draws, n] how often each run was drawn: families, of each the tasks, of each the runs, with replacement."""
+    tree: dict[str, dict[str, list[int]]] = {}
+    for index, run in enumerate(runs):
+        tree.setdefault(run.family, {}).setdefault(run.task, []).append(index)
+    families = [[np.array(indices) for indices in tasks.values()] for tasks in tree.values()]
+    times = np.zeros((draws, len(runs)))
+    for row in times:
+        for family in random.integers(len(families), size=len(families)):
+            tasks = families[family]
+            for task in random.integers(len(tasks), size=len(tasks)):
+                row += np.bincount(random.choice(tasks[task], size=len(tasks[task])), minlength=len(runs))
+    return times
+
+
+def _middle(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Order statistics, since an infinite value has no place between two others."""
+    ordered = sorted(values)
+    tail = (1 - level) / 2
+    return ordered[round(tail * (len(ordered) - 1))], ordered[round((1 - tail) * (len(ordered) - 1))]
+
+
+def _is_positive(minutes: Any) -> bool:
+    is_number = isinstance(minutes, int | float) and not isinstance(minutes, bool)
+    return is_number and 0 < minutes < math.inf

@@ -1,0 +1,185 @@
+"""`agentgym compare`: what it says of two runs, what it refuses, and that a transcript is one command away."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agentgym.errors import Failure, FailureKind
+from agentgym.ledger import Episode, StopReason
+from agentgym.messages import assistant, system, user
+from agentgym.rollout.store import Store
+
+FIRST = Episode(
+    run="eval", update=0, task_id="test:a", attempt=0, seed=0, split="test", group=0, env_id="agentgym/Door-v0",
+    env_version="v0", messages=(system("Be brief."), user("Open the door."), assistant("It is open.")), turns=(),
+    reward=1.0, reward_parts={}, terminated=True, truncated=False, stop_reason=StopReason.ANSWERED,
+)  # fmt: skip
+LOST = Failure(FailureKind.INFRASTRUCTURE, "SandboxError", "the container is gone")
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """A run of that name: task -> reward per attempt, None for one that infrastructure lost."""
+
+    def written(name: str, rewards: Mapping[str, Sequence[float | None]], config: str = "", **changes) -> Path:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        (folder / "config.toml").write_text(config)
+        with Store(folder / "run.sqlite") as store:
+            for task, attempts in rewards.items():
+                for attempt, reward in enumerate(attempts):
+                    said = (*FIRST.messages[:-1], assistant(f"{name} {task} {attempt}"))
+                    made = replace(FIRST, task_id=task, attempt=attempt, seed=attempt, reward=reward or 0.0,
+                                   failure=LOST if reward is None else None, messages=said)  # fmt: skip
+                    store.add(replace(made, **changes))
+        return folder
+
+    return written
+
+
+def ten(won: int) -> dict[str, list[float | None]]:
+    return {f"test:{i}": [float(i < won)] for i in range(10)}
+
+
+def test_two_runs_are_paired_by_task_and_told_with_interval_test_and_power(here, write):
+    write("a", ten(2), 'model = "small"\ntemperature = 1.0\n[versions]\nagentgym = "1"\n')
+    write("b", ten(9), 'model = "large"\ntemperature = 1.0\n[versions]\nagentgym = "2"\n')
+    done = here("compare", "a", "b")
+    assert done.returncode == 0, done.stderr
+    assert "20.0   90.0   +70.0" in done.stdout
+    assert "0.016" in done.stdout  # seven won, none lost: 2 / 2^7
+    assert "agentgym/Door, test: B is better" in done.stdout
+    assert "differs: model: 'small' -> 'large'" in done.stdout
+    assert "versions" not in done.stdout
+    assert "10 tasks; scored episodes on them: A 10 (coverage 100.0 %), B 10 (100.0 %)" in done.stdout
+    assert "tasks that changed: 7 (7 better in B, 0 worse)" in done.stdout
+    # deviations: 7·0.3² + 3·0.7² + 2 = 4.1; ((1.959964 + 0.841621) / 0.02)² · 4.1 / 9
+    assert "about 8,940 tasks would be needed" in done.stdout
+
+
+def test_the_commands_it_prints_show_both_transcripts(here, write):
+    write("a", {"test:x": [0.0, 1.0], "test:y": [1.0, 1.0]})
+    write("b", {"test:x": [0.0, 0.0], "test:y": [1.0, 1.0]})
+    printed = [line.strip() for line in here("compare", "a", "b").stdout.splitlines() if "agentgym show" in line]
+    assert len(printed) == 2
+    shown = [here(*shlex.split(line)[1:]) for line in printed]
+    assert "a test:x 1" in shown[0].stdout  # the attempt of A that succeeded
+    assert "b test:x 0" in shown[1].stdout
+    assert all(done.returncode == 0 for done in shown)
+
+
+def test_json_has_every_task_that_changed_and_nothing_that_is_no_json(here, write):
+    write("a", ten(0))
+    write("b", ten(10))
+    write("c", {"test:other": [1.0]}, split="val")
+    [found] = json.loads(here("compare", "a", "b", "--json").stdout)
+    [compared] = found["comparisons"]
+    assert compared["success"]["value"] == 1.0
+    assert compared["p_holm"] == pytest.approx(2 / 1024)
+    assert len(compared["flips"]) == 10
+    assert compared["flips"][0]["show_b"] == "agentgym show b --phase eval --task test:0 --attempt 0"
+
+
+def test_several_runs_are_compared_with_the_first_and_corrected_together(here, write):
+    for name, won in (("a", 0), ("b", 10), ("c", 10)):
+        write(name, ten(won))
+    found = json.loads(here("compare", "a", "b", "c", "--json").stdout)
+    assert [each["b"] for each in found] == ["b:eval", "c:eval"]
+    assert [each["comparisons"][0]["p_holm"] for each in found] == [pytest.approx(4 / 1024)] * 2
+
+
+def test_the_phases_of_one_run_are_compared_behind_a_colon(here, write):
+    write("a", ten(1), run="before")
+    write("a", ten(8), run="after")
+    write("a", ten(5), run="train")
+    done = here("compare", "a:before", "a:after")
+    assert "10.0   80.0   +70.0" in done.stdout, done.stderr
+    assert here("compare", "a:before", "a").stdout == done.stdout  # what a training run ended with
+    again = here("compare", "a", "a:after")
+    assert again.returncode == 2
+    assert "is A itself" in again.stderr
+    wrong = here("compare", "a:befor", "a")
+    assert wrong.returncode == 2
+    assert "did you mean 'before'?" in wrong.stderr
+
+
+def test_other_tasks_are_refused_with_their_names_and_compared_where_shared_anyway(here, write):
+    write("a", ten(2))
+    write("b", {task: rewards for task, rewards in ten(5).items() if task != "test:9"})
+    refused = here("compare", "a", "b")
+    assert refused.returncode == 2
+    assert "1 tasks only in A, such as test:9" in refused.stderr
+    assert "--anyway" in refused.stderr
+    done = here("compare", "a", "b", "--anyway")
+    assert done.returncode == 0
+    assert "differs: agentgym/Door, split test: 1 tasks only in A" in done.stdout
+    assert "9 tasks; 1 more are missing or without a scored attempt in one of the two" in done.stdout
+
+
+def test_another_prompt_is_refused_and_its_lines_are_shown(here, write):
+    write("a", ten(2))
+    write("b", ten(2), messages=(system("Be brief and\x1b[31m polite."), *FIRST.messages[1:]))
+    refused = here("compare", "a", "b")
+    assert refused.returncode == 2
+    assert "10 tasks begin with another prompt" in refused.stderr
+    assert "-[system] Be brief." in refused.stderr
+    assert "+[system] Be brief and‹U+001B›[31m polite." in refused.stderr
+    assert "Open the door" not in refused.stderr
+
+
+def test_another_version_of_the_environment_is_refused(here, write):
+    write("a", ten(2))
+    write("b", ten(2), env_id="agentgym/Door-v1", env_version="v1")
+    refused = here("compare", "a", "b")
+    assert refused.returncode == 2
+    assert "agentgym/Door-v0 (v0) in A, agentgym/Door-v1 (v1) in B" in refused.stderr
+    assert here("compare", "a", "b", "--anyway").returncode == 0
+
+
+def test_nothing_in_common_and_a_single_run_are_refused(here, write):
+    write("a", ten(2))
+    write("b", ten(2), split="val")
+    assert "share no environment and split" in here("compare", "a", "b", "--anyway").stderr
+    assert "at least two runs" in here("compare", "a").stderr
+    assert "did you mean" in here("compare", "a", "nowhere").stderr or here("compare", "a", "nowhere").returncode == 2
+
+
+def test_lost_episodes_leave_the_pairs_and_too_many_make_it_undecided(here, write):
+    write("a", ten(5))
+    write("b", {f"test:{i}": [None if i < 4 else 1.0] for i in range(10)})
+    done = here("compare", "a", "b")
+    assert "agentgym/Door, test: undecided" in done.stdout
+    assert "6 tasks; 4 more are missing or without a scored attempt" in done.stdout
+    assert "B 6 (60.0 %)" in done.stdout
+
+
+def test_a_file_from_before_prompts_were_kept_is_compared_all_the_same(here, write):
+    import sqlite3
+
+    write("b", ten(4))
+    with sqlite3.connect(write("a", ten(4)) / "run.sqlite") as db:
+        db.execute("DROP INDEX light")
+        db.execute("ALTER TABLE episodes DROP COLUMN opening")
+    assert "no difference seen" in here("compare", "a", "b").stdout
+    write("c", ten(4), messages=(user("Open the window."), *FIRST.messages[2:]))
+    assert "begin with another prompt" in here("compare", "a", "c").stderr
+
+
+def test_an_episode_is_shown_by_task_attempt_and_place(here, write):
+    write("a", {"test:first": [1.0, 0.0], "test:second": [0.0]})
+    assert "a test:second 0" in here("show", "a", "--task", "test:sec").stdout
+    assert "a test:first 1" in here("show", "a", "--task", "test:first", "--attempt", "1").stdout
+    assert "a test:first 1" in here("show", "a", "--failed", "--episode", "0").stdout
+    assert "a test:second 0" in here("show", "a", "--failed", "--episode", "1").stdout
+    wrong = here("show", "a", "--task", "test:thrid")
+    assert wrong.returncode == 2
+    assert "did you mean" in wrong.stderr
+    assert "has 2 such episodes; give 0 to 1" in here("show", "a", "--failed", "--episode", "2").stderr
+    assert "has 0 such episodes" in here("show", "a", "--attempt", "7").stderr
