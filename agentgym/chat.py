@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NotRequired, Protocol, cast
 
 import httpx
 
@@ -33,6 +33,12 @@ CONTEXT_WORDS = ("context_length_exceeded", "maximum context length", "context w
 
 class ChatError(InfrastructureError):
     """The server gave no usable answer, however often it was asked; the message names it and its last words."""
+
+
+class Answer(Message):
+    """What a server said, and the tokens that it read for it, where it counts them."""
+
+    prompt_tokens: NotRequired[int]
 
 
 class Chat(Protocol):
@@ -60,7 +66,7 @@ class ChatClient:
     At most `concurrency` requests are in flight; each try has `timeout_s`. A refused connection, a time-out, status 429
     or 5xx and an answer that is none are tried again, `retries` times, after what `Retry-After` says or a wait that
     doubles. `api_key` is OPENAI_API_KEY where that is set and none is given; it is in no error and no record. `extra`
-    is sent as it is (top_p, penalties, a server's own settings)."""
+    is sent as it is (top_p, penalties, a server's own settings); a None there keeps a setting from being sent."""
 
     base_url: str
     model: str
@@ -81,27 +87,32 @@ class ChatClient:
         for name in ("max_tokens", "timeout_s", "concurrency"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: it is above 0")
-        self.api_key = self.api_key or os.environ.get("OPENAI_API_KEY")
+        self.api_key = (self.api_key or os.environ.get("OPENAI_API_KEY") or "").strip() or None
         self._url = f"{self.base_url.rstrip('/')}/chat/completions"
         self._seats = asyncio.Semaphore(self.concurrency)
-        self._http: httpx.AsyncClient | None = None
+        self._http: httpx.AsyncBaseTransport | None = None
+        try:
+            self._at = httpx.URL(self._url)
+        except httpx.InvalidURL as error:
+            raise ConfigError(f"base_url={self.base_url!r}: {error}") from None
+        self._headers = httpx.Headers({"content-type": "application/json", "accept-encoding": "gzip, deflate"})
+        if self.api_key:
+            self._headers["authorization"] = f"Bearer {self.api_key}"
         self._jitter = random.Random()  # of waits only
 
     async def __call__(
         self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, JSON]] | None = None, seed: int | None = None
-    ) -> Message:
+    ) -> Answer:
         """The model's message; an empty one with finish_reason "context" where the conversation is too long for it.
         Raises ConfigError for what no retry mends (address, key, model, a refused request), ChatError for the rest,
         also for a refusal of one request by a server that has answered others."""
         body: dict[str, JSON] = {
             "model": self.model, "messages": [{k: m[k] for k in SENT if k in m} for m in messages],  # type: ignore[literal-required]
-            "temperature": self.temperature, "max_tokens": self.max_tokens, **self.extra,
+            "temperature": self.temperature, "max_tokens": self.max_tokens, "tools": list(tools or ()) or None,
+            "seed": seed, **self.extra,
         }  # fmt: skip
-        if tools:
-            body["tools"] = list(tools)
-        if seed is not None:
-            body["seed"] = seed
-        return await at_home(self._asked(json.dumps(body).encode()))
+        sent = {name: value for name, value in body.items() if value is not None}
+        return await at_home(self._asked(json.dumps(sent).encode()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ChatClient:
         return self  # a service that snapshots share
@@ -112,7 +123,7 @@ class ChatClient:
         if http is not None:
             await at_home(http.aclose())
 
-    async def _asked(self, body: bytes) -> Message:
+    async def _asked(self, body: bytes) -> Answer:
         last = "nothing"
         for attempt in range(self.retries + 1):
             if attempt:
@@ -140,38 +151,40 @@ class ChatClient:
 
     async def _post(self, body: bytes) -> tuple[int, httpx.Headers, bytes]:
         """Status, headers and body of one answer. Raises httpx.TransportError."""
+        from aiohttp import ClientError  # noqa: PLC0415 - 150 ms
+
         if self._http is None:
-            self._http = _client(self.concurrency, self.timeout_s)
-        headers = {"content-type": "application/json"}
-        if self.api_key:
-            headers["authorization"] = f"Bearer {self.api_key}"
+            self._http = _transport(self.concurrency)
+        request = httpx.Request("POST", self._at, headers=self._headers, content=body)
         try:
-            async with asyncio.timeout(self.timeout_s):  # httpx's own are per read
-                async with self._http.stream("POST", self._url, content=body, headers=headers) as response:
+            async with asyncio.timeout(self.timeout_s):
+                response = await self._http.handle_async_request(request)
+                try:
                     said = bytearray()
                     async for chunk in response.aiter_bytes():
                         said += chunk
                         if len(said) > MAX_BYTES:
                             raise httpx.ReadError(f"an answer of over {MAX_BYTES >> 20} MiB")
                     return response.status_code, response.headers, bytes(said)
+                finally:
+                    await response.aclose()
         except TimeoutError:
             raise httpx.ReadTimeout(f"no answer within {self.timeout_s} s") from None
+        except ClientError as error:  # what the transport does not translate, such as an answer that is no HTTP
+            raise httpx.RemoteProtocolError(f"{type(error).__name__}: {error}") from error
 
-    def _counted(self, answer: Mapping[str, Any]) -> Message:
+    def _counted(self, answer: Mapping[str, Any]) -> Answer:
         message = read(answer)
-        used = answer.get("usage") or {}
         self.usage.requests += 1
         _ANSWERED.add((self._url, self.model))
-        self.usage.prompt_tokens += int(used.get("prompt_tokens") or 0)
+        self.usage.prompt_tokens += message.get("prompt_tokens", 0)
         self.usage.completion_tokens += message.get("num_tokens", 0)
         return message
 
-    def _refused(self, status: int, said: bytes) -> Message:
+    def _refused(self, status: int, said: bytes) -> Answer:
         text = said.decode("utf-8", "replace")
         if status in (400, 413, 422) and any(word in text.lower() for word in CONTEXT_WORDS):
-            message = assistant("")
-            message["finish_reason"] = "context"
-            return message
+            return {**assistant(""), "finish_reason": "context"}
         hint = {
             401: "give its key (api_key, or OPENAI_API_KEY)", 403: "the key may not use this model",
             404: f"see whether the address is right, and {self.model!r} what it serves",
@@ -191,7 +204,7 @@ def speaking(who: str) -> Iterator[None]:
         raise kind(f"{who}: {error}") from error
 
 
-def read(answer: Mapping[str, Any]) -> Message:
+def read(answer: Mapping[str, Any]) -> Answer:
     """A chat completion as a message. Raises what indexing raises where it is none (KeyError, TypeError, ...)."""
     choice = answer["choices"][0]
     said = choice["message"]
@@ -202,11 +215,14 @@ def read(answer: Mapping[str, Any]) -> Message:
         raise TypeError(f"content is {type(content).__name__}")
     reasoning = said.get("reasoning_content") or said.get("reasoning")
     calls = [_call(made, index) for index, made in enumerate(said.get("tool_calls") or ())]
-    message = assistant(clean(content), *calls, reasoning=clean(reasoning) if isinstance(reasoning, str) else None)
+    thought = clean(reasoning) if isinstance(reasoning, str) else None
+    message = cast(Answer, assistant(clean(content), *calls, reasoning=thought))
     message["finish_reason"] = "length" if choice.get("finish_reason") == "length" else "stop"
-    tokens = (answer.get("usage") or {}).get("completion_tokens")
-    if isinstance(tokens, int) and tokens >= 0:
+    used = answer.get("usage") or {}
+    if type(tokens := used.get("completion_tokens")) is int and tokens >= 0:
         message["num_tokens"] = tokens
+    if type(tokens := used.get("prompt_tokens")) is int and tokens >= 0:
+        message["prompt_tokens"] = tokens
     return message
 
 
@@ -218,12 +234,13 @@ def _call(made: Mapping[str, Any], index: int) -> ToolCall:
     return raw_call(clean(str(function["name"])), clean(text), str(made.get("id") or f"call_{index}"))
 
 
-def _client(concurrency: int, timeout_s: float) -> httpx.AsyncClient:
-    """httpx over aiohttp's connections: httpx's own pool asks every connection for every request, 20 times the work."""
-    from httpx_aiohttp import AiohttpTransport  # noqa: PLC0415 - 250 ms
+def _transport(concurrency: int) -> httpx.AsyncBaseTransport:
+    """httpx over aiohttp's connections: httpx's own pool asks every connection for every request, 20 times the work.
+    Without httpx's client, which merges, redirects and hooks at twice the cost of a request."""
+    from httpx_aiohttp import AiohttpTransport  # noqa: PLC0415 - 150 ms
 
     limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency, keepalive_expiry=30.0)
-    return httpx.AsyncClient(transport=AiohttpTransport(limits=limits), timeout=timeout_s)
+    return AiohttpTransport(limits=limits)
 
 
 def _asked_for(retry_after: str | None) -> float:

@@ -103,7 +103,8 @@ def test_a_conversation_goes_out_in_the_known_shape_and_the_answer_comes_back_as
     own = {**assistant("let me", made, reasoning="hm"), "num_tokens": 4, "finish_reason": "stop"}
     tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
     answer = ask(client, system("s"), user("u"), own, tool_result(made, "3"), tools=tools, seed=5)
-    assert answer == {"role": "assistant", "content": "hello", "finish_reason": "stop", "num_tokens": 3}
+    counts = {"num_tokens": 3, "prompt_tokens": 7}
+    assert answer == {"role": "assistant", "content": "hello", "finish_reason": "stop", **counts}
     (body,) = server.bodies
     assert body["messages"] == [
         {"role": "system", "content": "s"},

@@ -18,9 +18,9 @@ import tyro
 from agentgym.cli import Interrupted, say
 from agentgym.cli.ablate_runs import Cell, Switch, refuse_other, run_cells
 from agentgym.cli.ablate_table import markdown, row
+from agentgym.cli.lock import locked
 from agentgym.cli.options import parse
 from agentgym.cli.train import TrainConfig, _configured
-from agentgym.cli.train_job import _lock
 from agentgym.errors import ConfigError, nearest
 
 EXAMPLE = (
@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
             say(f"{cell.state:<9} {shlex.join(['agentgym', *cell.command])}")
         return 0
     output.mkdir(parents=True, exist_ok=True)
-    with _lock(output):
+    with locked(output):
         try:
             failed = run_cells(cells, jobs=config.jobs)
         except KeyboardInterrupt:

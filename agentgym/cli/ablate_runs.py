@@ -18,9 +18,9 @@ from statistics import fmean
 from typing import Any
 
 from agentgym.cli import say
+from agentgym.cli.lock import locked
 from agentgym.cli.options import as_dict, from_toml
 from agentgym.cli.train import TrainConfig
-from agentgym.cli.train_job import _lock
 from agentgym.errors import ConfigError
 
 OURS = ("--seed", "--output", "--resume")  # what no switch can set
@@ -163,7 +163,7 @@ def _in_use(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     try:
-        _lock(folder).close()
+        locked(folder).close()
     except ConfigError:
         return True
     return False

@@ -1,51 +1,47 @@
 """`agentgym eval`: a policy's success on held-out tasks.
 
-Owns the command: its flags, its folder, its progress and its table. What is played and counted is
-evaluation/run.py's business."""
+Owns the command: its flags, its folder, its budget and what it writes. What is played is evaluation/run.py's business,
+how it looks eval_table.py's."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
-from agentgym.cli import Interrupted, say
+from agentgym.cli import Interrupted, eval_table, say
+from agentgym.cli.lock import LOCK_FILE, locked
 from agentgym.cli.options import as_dict, from_toml, parse, settings, to_toml
 from agentgym.cli.versions import versions
 from agentgym.engines.base import Sampling
-from agentgym.errors import ConfigError, Failure, nearest
-from agentgym.evaluation.intervals import Interval
-from agentgym.evaluation.run import MIN_COVERAGE, Evaluation, arguments, evaluate, first_tasks
+from agentgym.errors import ConfigError, nearest
+from agentgym.evaluation import suite
+from agentgym.evaluation.budget import NONE, Budget, Meter, spent_by
+from agentgym.evaluation.figures import Evaluation, Tally
+from agentgym.evaluation.run import arguments, choose_tasks, evaluate
+from agentgym.evaluation.suite import Part
 from agentgym.loop import run_sync
+from agentgym.plugins import function_at
 from agentgym.policies.base import Policy
 from agentgym.policies.builtin import NAMES, builtin
 from agentgym.policies.context import ContextConfig
 from agentgym.rollout.store import Store
 
 EXAMPLE = "agentgym eval agentgym/Lookup-v0 --model runs/Lookup-v0-1/model --horizon 1 2 4 8 --limit 40"
-RUN = "eval"  # the phase under which the episodes are stored
-FIXED = (
-    "env",
-    "model",
-    "split",
-    "seed",
-    "temperature",
-    "top_p",
-    "max_tokens",
-    "set",
+RUN = "eval"  # the phase under which the episodes are stored; with several environments, each has its name
+FIXED = (  # what a resumed run cannot change
+    "env", "suite", "model", "tool_calls", "extra", "split", "seed", "temperature", "top_p", "max_tokens", "set",
     "view",
-)  # what a resumed run cannot change
+)  # fmt: skip
+OF_A_PART = ("env", "split", "limit", "attempts", "horizon", "task", "set")  # a suite says these for each
 
 
 @dataclass(frozen=True)
@@ -54,14 +50,28 @@ class EvalConfig:
 
     Writes every episode to runs/<name>/; Ctrl-C keeps them, --resume goes on."""
 
-    env: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV")]
-    """environment id; `agentgym list` shows them"""
-    model: Annotated[str, tyro.conf.arg(metavar="PATH|gold|nop|random|human|demonstrator")] = "gold"
-    """model folder (or hub name), or a built-in policy"""
+    env: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ENV...")] = ()
+    """environment ids; `agentgym list` shows them"""
+    model: Annotated[str, tyro.conf.arg(metavar="PATH|NAME|module:function|gold|nop|random|human|…")] = "gold"
+    """model folder (or hub name), what a server calls its model, a function of your own, or a built-in policy"""
+    base_url: str | None = None
+    """address of an OpenAI-compatible server that has the model (…/v1); its key is OPENAI_API_KEY"""
+    tool_calls: str = "native"
+    """how a served model calls tools: native, or spelt in its text as hermes, xml, react or code"""
+    extra: tuple[str, ...] = ()
+    """more settings for the server, name=JSON; null keeps one from being sent: --extra seed=null"""
+    timeout_s: float = 600.0
+    """longest wait for one reply of a server"""
+    num_parameters: int | None = None
+    """of a served model, to count FLOPs"""
+    suite: str | None = None
+    """a TOML file that names environments, or the shipped suite: short"""
     split: str = "test"
     """split of the tasks"""
     limit: int = 100
     """tasks: the first so many of the split; with --horizon, so many of each"""
+    task: tuple[str, ...] = ()
+    """ids of tasks, in place of the first so many"""
     attempts: int = 1
     """independent episodes per task"""
     horizon: tuple[int, ...] = ()
@@ -83,13 +93,16 @@ class EvalConfig:
     output: Path | None = None
     """folder of the run; runs/eval-<environment>-<model>-<n> without it"""
     resume: bool = False
-    """go on with the run in --output, or with the newest of this environment and model"""
+    """go on with the run in --output (or begin it), or with the newest of this environment and model"""
     json: bool = False
     """print the summary as JSON"""
+    report: bool = False
+    """write report.html too: figures, failures, sample episodes"""
+    budget: Budget = field(default_factory=Budget)
     view: ContextConfig = field(default_factory=ContextConfig)
 
     def __post_init__(self) -> None:
-        for name in ("limit", "attempts", "concurrency", "max_tokens"):
+        for name in ("limit", "attempts", "concurrency", "max_tokens", "timeout_s"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least 1")
         if any(horizon < 1 for horizon in self.horizon):
@@ -99,150 +112,207 @@ class EvalConfig:
         if not 0 <= self.temperature < float("inf"):
             raise ConfigError(f"--temperature {self.temperature}: give 0 (greedy) or more")
         Sampling(0, top_p=self.top_p)
+        if not self.env and self.suite is None:
+            raise ConfigError("give an environment, such as agentgym/Door-v0, or --suite short; see `agentgym list`")
+        if self.suite is not None:
+            own = {each.name: each for each in fields(self)}
+            for name in OF_A_PART:
+                if getattr(self, name) != own[name].default:
+                    raise ConfigError(f"--suite {self.suite} says {name} for each environment; leave it out here")
+
+    def planned(self) -> tuple[EvalConfig, tuple[Part, ...]]:
+        """What is played: this, with the suite's sampling, and its parts."""
+        if self.suite is not None:
+            found = suite.load(self.suite)
+            given = {name: value for name, value in as_dict(found.sampling).items() if value is not None}
+            return replace(self, **given), found.parts
+        made = tuple(
+            Part(env, "", self.split, self.limit, self.attempts, self.horizon, self.task, settings(self.set))
+            for env in self.env
+        )
+        suite.refuse_doubles(made)
+        return self, made
 
 
 def main(argv: Sequence[str]) -> int:
-    config = parse(EvalConfig, argv, "agentgym eval", EXAMPLE)
-    env_kwargs = settings(config.set)
-    first_tasks(
-        config.env, arguments(config.split, config.horizon, env_kwargs), limit=1
-    )  # fail before anything is written
+    config, parts = parse(EvalConfig, argv, "agentgym eval", EXAMPLE).planned()
+    for part in parts:  # fail before anything is written
+        choose_tasks(part.env, arguments(part.split, part.horizon, part.set), limit=1, task_ids=part.task)
     policy = load_policy(config)
     folder = open_folder(config)
-    done = 0
+    started, made_with = time.monotonic(), versions()
+    with locked(folder):
+        _write(
+            folder / "config.toml",
+            to_toml(replace(config, output=None, resume=False, json=False, report=False), made_with),
+        )
+        try:
+            evaluations = played(config, parts, policy, folder)
+        except KeyboardInterrupt:
+            again = shlex.join(["agentgym", "eval", *_without(argv), "--output", str(folder), "--resume"])
+            with Store(folder / "run.sqlite", readonly=True) as store:
+                done = sum(store.runs().values())
+            raise Interrupted(f"Stopped; {done} finished episodes are kept. Go on with:\n  {again}") from None
+        return _sum_up(config, parts, evaluations, folder, time.monotonic() - started)
 
-    def count(finished: int, planned: int) -> None:
-        nonlocal done
-        done = finished
-        show(finished, planned)
 
-    started = time.monotonic()
+def played(config: EvalConfig, parts: Sequence[Part], policy: Policy, folder: Path) -> dict[str, Evaluation]:
+    """Every part's evaluation, by its name, as far as the budget goes."""
+    hidden = config.json or config.model == "human"
     store = Store(folder / "run.sqlite")
     try:
-        with progress_bar(config) as show:
-            evaluation = run_sync(
-                evaluate(
-                    config.env, policy, store=store, run=RUN, split=config.split, horizons=config.horizon or None,
-                    limit=config.limit, attempts=config.attempts, seed=config.seed, env_kwargs=env_kwargs,
-                    concurrency=1 if config.model == "human" else config.concurrency, progress=count,
-                )
-            )  # fmt: skip
-        failures = [episode.failure for episode in store.episodes(run=RUN) if episode.failure is not None]
-    except KeyboardInterrupt:
-        again = shlex.join(["agentgym", "eval", *_without(argv), "--output", str(folder), "--resume"])
-        raise Interrupted(f"Stopped; {done} finished episodes are kept. Go on with:\n  {again}") from None
+        spent = sum(map(spent_by, store.episodes()), NONE) if config.budget.limits_tokens else NONE
+        meter = Meter(config.budget, config.max_tokens, spent)
+        with eval_table.progress_bar(config.budget, disable=hidden) as show:
+            return run_sync(_played(config, parts, policy, store, meter, show))
     finally:
         store.close()
-    summary = {
-        "command": "eval",
-        "model": config.model,
-        "seed": config.seed,
-        **evaluation.as_json(),
-        "seconds_total": time.monotonic() - started,
-        "versions": versions(),
-        "config": as_dict(config),
-    }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    if config.json:
-        say(json.dumps(summary, indent=2))
-    else:
-        Console().print(success_table(evaluation, title=f"{config.env} · {config.model}"))
-        say("\n".join(remarks(evaluation, failures)))
-        say(f"Every episode is in {folder}; `agentgym show {folder} --episode 0` prints one.")
-    return 0 if evaluation.num_scored else 1
+
+
+async def _played(
+    config: EvalConfig, parts: Sequence[Part], policy: Policy, store: Store, meter: Meter, show: Any
+) -> dict[str, Evaluation]:
+    found: dict[str, Evaluation] = {}
+    close = getattr(policy, "aclose", None)  # of a chat, which computes nothing here: order and company do not matter
+    try:
+        for part in parts:
+            tally = Tally()
+            found[part.name] = await evaluate(
+                part.env, policy, store=store, run=RUN if len(parts) == 1 else part.name, split=part.split,
+                horizons=part.horizon or None, limit=part.limit, task_ids=part.task, attempts=part.attempts,
+                seed=config.seed, env_kwargs=part.set, concurrency=1 if config.model == "human" else config.concurrency,
+                steady=close is None, meter=meter, num_parameters=_size(config, policy),
+                tally=tally, progress=lambda done, planned, name=part.name, tally=tally: show(name, tally),
+            )  # fmt: skip
+    finally:
+        if close is not None:
+            await close()
+    return found
 
 
 def load_policy(config: EvalConfig) -> Policy:
-    """A built-in policy by name, or the model in a folder or on the hub."""
-    if config.model in NAMES:
-        return builtin(config.model)
-    if "/" not in config.model and not Path(config.model).exists():
+    """A model behind a server, a built-in policy, a function, or the model in a folder or on the hub."""
+    model = config.model
+    is_function = ":" in model and not Path(model).exists()
+    is_chat = config.base_url is not None or is_function
+    default = EvalConfig(env=("",))
+    for name, is_used in (
+        ("view", not is_chat and model not in NAMES), ("tool_calls", is_chat), ("extra", config.base_url is not None),
+    ):  # fmt: skip
+        if not is_used and getattr(config, name) != getattr(default, name):
+            flag = "--context" if name == "view" else f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} changes nothing for --model {model}; leave it out")
+    if config.base_url is not None:
+        from agentgym.chat import ChatClient  # noqa: PLC0415  httpx: 90 ms
+        from agentgym.policies.http import ChatPolicy  # noqa: PLC0415
+
+        extra = {"top_p": config.top_p} if config.top_p != 1 else {}
+        client = ChatClient(
+            config.base_url, model, temperature=config.temperature, max_tokens=config.max_tokens,
+            timeout_s=config.timeout_s, concurrency=config.concurrency, extra=extra | settings(config.extra),
+        )  # fmt: skip
+        return ChatPolicy(client, tool_calls=config.tool_calls)
+    if model in NAMES:
+        return builtin(model)
+    if is_function:
+        from agentgym.policies.http import ChatPolicy, from_function  # noqa: PLC0415  httpx: 90 ms
+
+        return ChatPolicy(from_function(function_at(model)), tool_calls=config.tool_calls)
+    if "/" not in model and not Path(model).exists():
         raise ConfigError(
-            f"--model {config.model!r}: no such folder, and no built-in policy{nearest(config.model, NAMES)} "
-            f"Give a model folder or one of {', '.join(NAMES)}"
+            f"--model {model!r}: no such folder, and no built-in policy{nearest(model, NAMES)} Give a model folder, "
+            f"module:function, a served model with its --base-url, or one of {', '.join(NAMES)}"
         )
     from agentgym.policies import local  # noqa: PLC0415  torch and transformers: seconds, and optional
 
     return local.load_policy(
-        config.model, device=config.device, temperature=config.temperature, max_tokens=config.max_tokens,
+        model, device=config.device, temperature=config.temperature, max_tokens=config.max_tokens,
         top_p=config.top_p, context=config.view,
     )  # fmt: skip
 
 
+def _size(config: EvalConfig, policy: Policy) -> int | None:
+    """Parameters of the model, where they are known."""
+    lm = getattr(getattr(policy, "engine", None), "lm", None)
+    return config.num_parameters if lm is None else lm.model.num_parameters()
+
+
 def open_folder(config: EvalConfig) -> Path:
-    """The run's folder with its config.toml: a new one, or with --resume the one that is there."""
-    stem = f"eval-{config.env.rpartition('/')[2]}-{Path(config.model).name}"
+    """The run's folder: a new one, or with --resume the one that is there."""
+    what = Path(config.suite).stem if config.suite else "-".join(env.rpartition("/")[2] for env in config.env)
+    stem = f"eval-{what}-{Path(config.model).name}"
     earlier = sorted(Path("runs").glob(f"{stem}-*/config.toml"), key=lambda path: path.stat().st_mtime)
-    if config.resume:
-        if config.output is None and not earlier:
-            raise ConfigError(f"--resume: there is no run runs/{stem}-*; give its folder with --output")
-        folder = config.output or earlier[-1].parent
+    if config.resume and config.output is None and not earlier:
+        raise ConfigError(f"--resume: there is no run runs/{stem}-*; give its folder with --output")
+    taken = [int(n) for path in earlier if (n := path.parent.name.rpartition("-")[2]).isdecimal()]
+    folder = config.output or (
+        earlier[-1].parent if config.resume else Path("runs") / f"{stem}-{max(taken, default=0) + 1}"
+    )
+    begun = folder.exists() and (
+        not folder.is_dir() or any(path.name not in (LOCK_FILE, "config.tmp") for path in folder.iterdir())
+    )
+    if begun and not config.resume:
+        raise ConfigError(f"--output {folder} is there already: add --resume to go on, or choose another")
+    if begun:
         _refuse_changes(config, folder)
-    else:
-        taken = [int(n) for path in earlier if (n := path.parent.name.rpartition("-")[2]).isdecimal()]
-        folder = config.output or Path("runs") / f"{stem}-{max(taken, default=0) + 1}"
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(f"--output {folder} is there already: add --resume to go on, or choose another")
     folder.mkdir(parents=True, exist_ok=True)
-    lasting = replace(config, output=None, resume=False, json=False)
-    (folder / "config.toml").write_text(to_toml(lasting, versions()), encoding="utf-8")
     return folder
 
 
-@contextmanager
-def progress_bar(config: EvalConfig) -> Iterator[Any]:
-    """A bar on standard error with rate and remaining time; yields the function that moves it."""
-    rate = TextColumn("{task.fields[rate]}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate)
-    hidden = config.json or config.model == "human"
-    console = Console(stderr=True)
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=hidden) as progress:
-        task = progress.add_task("episodes", total=None, rate="")
+def _sum_up(
+    config: EvalConfig, parts: Sequence[Part], evaluations: Mapping[str, Evaluation], folder: Path, seconds: float
+) -> int:
+    """Write what it came to, and say it."""
+    overall = None
+    if len(parts) == 1:
+        figures = evaluations[parts[0].name].as_json()
+    else:
+        overall = suite.weighted([(part.weight, evaluations[part.name].overall) for part in parts])
+        figures = _together(parts, evaluations) | {"success": overall}
+    summary = {
+        "command": "eval",
+        "model": config.model,
+        "seed": config.seed,
+        **figures,
+        "seconds_total": seconds,
+        "versions": versions(),
+        "config": as_dict(config),
+    }
+    text = json.dumps(summary, indent=2)
+    title = f"{config.suite or ', '.join(config.env)} · {config.model}"
+    lines = eval_table.rows(evaluations, overall)
+    remarks = eval_table.said(evaluations)
+    _write(folder / "summary.json", text + "\n")
+    _write(folder / "summary.md", eval_table.markdown(lines, title, remarks))
+    if config.report:
+        from agentgym.viewer.report import write_report  # noqa: PLC0415  matplotlib: 0.4 s, and optional
 
-        def show(finished: int, planned: int) -> None:
-            speed = progress.tasks[task].speed
-            progress.update(task, completed=finished, total=planned, rate=f"{speed:.1f}/s" if speed else "")
-
-        yield show
-
-
-def success_table(evaluation: Evaluation, title: str) -> Table:
-    """Success by horizon, each row with its interval and its denominator."""
-    table = Table(title=title, title_justify="left")
-    for heading in ("horizon", "success", "95 % interval", "scored", "failed"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for point in evaluation.by_horizon:
-        table.add_row(str(point.horizon), *_cells(point.success), str(point.num_failed))
-    if len(evaluation.by_horizon) != 1:
-        table.add_section()
-        lost = evaluation.num_planned - evaluation.num_scored
-        table.add_row("all", *_cells(evaluation.overall), str(lost), style="bold")
-    return table
-
-
-def remarks(evaluation: Evaluation, failures: Sequence[Failure]) -> list[str]:
-    """What stands under the table: coverage and verdict, ends, cost, and what went wrong most often."""
-    ends = ", ".join(f"{reason} {n}" for reason, n in sorted(evaluation.stop_reasons.items(), key=lambda x: -x[1]))
-    lines = [
-        f"coverage {100 * evaluation.coverage:.1f} % ({evaluation.num_scored} of {evaluation.num_planned} scored)",
-        f"ended: {ends}",
-        f"mean turns {evaluation.mean_turns:.1f}, sampled tokens {evaluation.sampled_tokens:,}",
-    ]
-    if evaluation.undecided:
-        lines.insert(1, f"verdict: undecided; below {100 * MIN_COVERAGE:.0f} % coverage the rate says too little")
-    if evaluation.failures:
-        kinds = ", ".join(f"{kind} {n}" for kind, n in evaluation.failures.items())
-        lines.append(f"failures: {kinds} (policy failures count as attempts without success, the others not at all)")
-    for cause, n in Counter(failure.cause for failure in failures).most_common(3):
-        first = next(failure.message for failure in failures if failure.cause == cause)
-        lines.append(f"  {n} x {cause}, the first: {first[:200]}")
-    return lines
+        write_report(folder)
+    if config.json:
+        say(text)
+    else:
+        Console().print(eval_table.table(lines, title))
+        say("\n".join(remarks))
+        if any(each.num_played < each.num_planned for each in evaluations.values()):
+            say("The budget is spent; --resume with a larger one goes on.")
+        say(f"Every episode is in {folder}; `agentgym show {folder} --episode 0` prints one.")
+    return 0 if any(each.num_scored for each in evaluations.values()) else 1
 
 
-def _cells(success: Interval) -> tuple[str, str, str]:
-    if not success.n:
-        return "–", "–", "0"
-    return f"{100 * success.rate:.1f} %", f"[{100 * success.low:.1f}, {100 * success.high:.1f}]", str(success.n)
+def _together(parts: Sequence[Part], evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """Sums over the environments of a suite, and the figures of each."""
+    each = [as_dict(part) | evaluations[part.name].as_json() for part in parts]
+    sums: dict[str, Any] = {}
+    for name in ("num_planned", "num_played", "num_scored", "prompt_tokens", "sampled_tokens", "cost", "flops"):
+        values = [figures[name] for figures in each]
+        sums[name] = None if None in values else sum(values)
+    return {
+        "env": ", ".join(dict.fromkeys(part.env for part in parts)),
+        "verdict": "undecided" if any(figures["verdict"] == "undecided" for figures in each) else "decided",
+        **sums,
+        "coverage": sums["num_scored"] / sums["num_planned"],
+        "environments": each,
+    }
 
 
 def _refuse_changes(config: EvalConfig, folder: Path) -> None:
@@ -253,9 +323,20 @@ def _refuse_changes(config: EvalConfig, folder: Path) -> None:
         if getattr(saved, name) != getattr(config, name):
             flag = f"--{name.replace('_', '-')}" if name != "env" else "environment"
             raise ConfigError(
-                f"--resume: {folder} was begun with {flag} {getattr(saved, name)!r}, not {getattr(config, name)!r}; "
-                "use the same, or begin a new run with another --output"
+                f"--resume: {folder} was begun with {flag} {_said(getattr(saved, name))}, not "
+                f"{_said(getattr(config, name))}; use the same, or begin a new run with another --output"
             )
+
+
+def _said(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else repr(value)
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    aside = path.with_suffix(".tmp")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
 
 
 def _without(argv: Sequence[str]) -> list[str]:

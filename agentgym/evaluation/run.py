@@ -1,101 +1,46 @@
 """Evaluate a policy: attempts over a split's first tasks, resumable, summed up with denominators and coverage.
 
-Owns which tasks are attempted and what the figures count. Playing an episode is rollout/driver.py's business, keeping
-it rollout/store.py's, the statistics intervals.py's and horizon.py's."""
+Owns which tasks are attempted, and whether a run that is there may go on. Playing an episode is rollout/driver.py's
+business, keeping it rollout/store.py's, the sums figures.py's, what it may cost budget.py's."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from agentgym.env import AgentEnv
 from agentgym.errors import ConfigError
-from agentgym.evaluation.horizon import Point, success_curve
-from agentgym.evaluation.intervals import Interval, success_interval
+from agentgym.evaluation.budget import PILOT, Meter
+from agentgym.evaluation.figures import Evaluation, Tally, summarise
 from agentgym.ledger import Episode
+from agentgym.messages import canonical
 from agentgym.registry import make
-from agentgym.rollout.driver import Driver, Slot, derive_seed
+from agentgym.rollout.driver import Driver, Slot, derive_seed, env_version
 from agentgym.tasks import Task
 
 if TYPE_CHECKING:
     from agentgym.policies.base import Policy
     from agentgym.rollout.store import Store
 
-MIN_COVERAGE = 0.9  # below it the verdict is "undecided": too much of the evaluation is missing
 Progress = Callable[[int, int], None]  # episodes done, episodes planned
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What the attempts over a split came to. Every rate carries its denominator."""
-
-    env_id: str
-    split: str
-    overall: Interval
-    by_horizon: tuple[Point, ...]
-    num_planned: int
-    failures: Mapping[str, int]  # by kind; policy failures count in every rate, the others in none
-    stop_reasons: Mapping[str, int]
-    mean_reward: float
-    mean_turns: float
-    sampled_tokens: int
-    seconds: float  # summed over episodes: policy and environment
-
-    @property
-    def num_scored(self) -> int:
-        return self.overall.n
-
-    @property
-    def coverage(self) -> float:
-        """Share of the planned attempts that could be scored."""
-        return self.num_scored / self.num_planned if self.num_planned else 0.0
-
-    @property
-    def undecided(self) -> bool:
-        return self.coverage < MIN_COVERAGE
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "env": self.env_id,
-            "split": self.split,
-            "success": self.overall.as_json(),
-            "by_horizon": [point.as_json() for point in self.by_horizon],
-            "num_planned": self.num_planned,
-            "num_scored": self.num_scored,
-            "coverage": self.coverage,
-            "verdict": "undecided" if self.undecided else "decided",
-            "failures": dict(self.failures),
-            "stop_reasons": dict(self.stop_reasons),
-            "mean_reward": self.mean_reward,
-            "mean_turns": self.mean_turns,
-            "sampled_tokens": self.sampled_tokens,
-            "seconds_episodes": self.seconds,
-        }
-
-
 async def evaluate(
-    env_id: str,
-    policy: Policy,
-    *,
-    store: Store | None,
-    run: str,
-    split: str = "test",
-    horizons: Sequence[int] | None = None,
-    limit: int = 100,
-    start: int = 0,
-    attempts: int = 1,
-    seed: int = 0,
-    concurrency: int = 64,
-    env_kwargs: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
-) -> Evaluation:
-    """Play `attempts` episodes on each of `limit` distinct tasks of the split, from position `start` on, and sum up.
+    env_id: str, policy: Policy, *, store: Store | None, run: str, split: str = "test",
+    horizons: Sequence[int] | None = None, limit: int = 100, start: int = 0, task_ids: Sequence[str] = (),
+    attempts: int = 1, seed: int = 0, concurrency: int = 64, env_kwargs: Mapping[str, Any] | None = None,
+    steady: bool = True, meter: Meter | None = None, num_parameters: int | None = None,
+    tally: Tally | None = None, progress: Progress | None = None,
+) -> Evaluation:  # fmt: skip
+    """Play `attempts` episodes on each of `limit` distinct tasks of the split, from position `start` on (or on those of
+    `task_ids`), and sum up.
 
     `horizons` becomes the environment's `horizon` argument, whose tasks take them in turn; `limit` is then per horizon.
-    Attempts that the store already holds under `run` are not played again: resuming is the same call.
+    Attempts that the store already holds under `run` are not played again: resuming is the same call, which may ask
+    for more tasks or attempts, and is refused for fewer, or where the environment is no longer what it was.
+    A `meter` ends it when its budget is spent; what was played is summed up. `steady` is the Driver's.
     The seed of an episode depends on `seed`, its task and its attempt only, never on the limit, the order or `run`:
     two evaluations face the same episodes. Raises ConfigError for an environment or split that cannot be evaluated."""
     for name, value in (("limit", limit), ("attempts", attempts), ("concurrency", concurrency)):
@@ -103,59 +48,73 @@ async def evaluate(
             raise ConfigError(f"{name} {value}: give at least 1")
     kwargs = arguments(split, horizons, env_kwargs)
     count = limit * len(kwargs["horizon"]) if horizons else limit
-    tasks = await asyncio.to_thread(first_tasks, env_id, kwargs, count, start)  # environments are closed in there
+    tasks = await asyncio.to_thread(choose_tasks, env_id, kwargs, count, start, task_ids)  # which closes environments
     slots = [
         Slot(task_id=task, attempt=attempt, group=group, seed=derive_seed(seed, task, attempt))
         for group, task in enumerate(tasks)
         for attempt in range(attempts)
     ]
     keys = {(slot.task_id, slot.attempt) for slot in slots}
-    kept = set() if store is None else {(task, attempt) for _, task, attempt in store.keys(run)} & keys
-    tally = _Tally(len(kept), len(slots), progress)
-    driver = Driver(env_id, policy, run=run, env_kwargs=kwargs, store=store, concurrency=concurrency)
+    kept = set() if store is None else {(task, attempt) for _, task, attempt in store.keys(run)}
+    tally = tally or Tally()
+    tally.num_planned = len(slots)
+    if store is not None and kept:
+        _refuse_fewer(kept - keys, store)
+        for episode in store.episodes(run=run):
+            if (episode.task_id, episode.attempt) in kept:
+                tally.add(episode)
+        await asyncio.to_thread(_refuse_changes, env_id, kwargs, tally.episodes)
+
+    def show() -> None:
+        if progress is not None:
+            progress(len(tally.episodes), len(slots))
+
+    waiting = [slot for slot in slots if (slot.task_id, slot.attempt) not in kept]
+    driver = Driver(
+        env_id, policy if meter is None else meter.wrap(policy), run=run, env_kwargs=kwargs, store=store,
+        concurrency=concurrency, steady=steady,
+    )  # fmt: skip
     try:
-        open_slots = [slot for slot in slots if (slot.task_id, slot.attempt) not in kept]
-        episodes = await driver.collect(open_slots, on_episode=tally)
+        num_cut = await _played(driver, waiting, tally, meter, show)
     finally:
         await asyncio.to_thread(driver.close)
-    if store is not None:  # the record is what counts: resumed and uninterrupted give the same figures
-        episodes = [e for e in store.episodes(run=run) if (e.task_id, e.attempt) in keys]
+    order = {(slot.task_id, slot.attempt): number for number, slot in enumerate(slots)}
+    tally.episodes.sort(key=lambda e: order[e.task_id, e.attempt])  # resumed and uninterrupted give the same figures
     # a world that could not be built has told the episode nothing of its task: its horizon lost it all the same
-    told = [e if e.metadata else replace(e, metadata=tasks[e.task_id].metadata) for e in episodes]
-    return summarise(env_id, split, told, num_planned=len(slots))
+    told = [e if e.metadata else replace(e, metadata=tasks[e.task_id].metadata) for e in tally.episodes]
+    return summarise(
+        env_id, split, told, num_planned=len(slots), num_cut=num_cut, budget=meter and meter.budget,
+        num_parameters=num_parameters,
+    )  # fmt: skip
 
 
-def summarise(env_id: str, split: str, episodes: Iterable[Episode], *, num_planned: int | None = None) -> Evaluation:
-    """The figures of a set of episodes; without `num_planned`, they are all that was planned."""
-    episodes = list(episodes)
-    scored = [e for e in episodes if e.counts]
-    return Evaluation(
-        env_id=env_id,
-        split=split,
-        overall=success_interval(scored),
-        by_horizon=tuple(success_curve(episodes)),
-        num_planned=len(episodes) if num_planned is None else num_planned,
-        failures=Counter(str(e.failure.kind) for e in episodes if e.failure is not None),
-        stop_reasons=Counter(str(e.stop_reason) for e in episodes),
-        mean_reward=sum(e.reward for e in scored) / max(len(scored), 1),
-        mean_turns=sum(len(e.turns) for e in scored) / max(len(scored), 1),
-        sampled_tokens=sum(map(_sampled_tokens, episodes)),
-        seconds=sum(turn.policy_s + turn.env_s for e in episodes for turn in e.turns),
-    )
+async def _played(
+    driver: Driver, slots: Sequence[Slot], tally: Tally, meter: Meter | None, show: Callable[[], None]
+) -> int:
+    """Play the slots, as far as the budget goes; how many episodes it cut. Where there is a limit a few go first."""
 
+    def finished(episode: Episode) -> None:
+        tally.add(episode)
+        if meter is not None:
+            meter.ended(episode)
+        show()
 
-class _Tally:
-    """Counts finished episodes for a progress display."""
+    async def paid(meter: Meter) -> None:
+        tally.is_pilot = meter.budget.has_limit
+        num_first = PILOT if tally.is_pilot else 0
+        await driver.collect(slots[:num_first], on_episode=finished, admits=meter.admits)
+        tally.is_pilot = False
+        show()
+        await driver.collect(slots[num_first:], on_episode=finished, admits=meter.admits)
 
-    def __init__(self, done: int, planned: int, progress: Progress | None) -> None:
-        self.done, self.planned, self.progress = done, planned, progress
-        if progress is not None:
-            progress(done, planned)
-
-    def __call__(self, _: Episode) -> None:
-        self.done += 1
-        if self.progress is not None:
-            self.progress(self.done, self.planned)
+    show()
+    if meter is None:
+        await driver.collect(slots, on_episode=finished)
+        return 0
+    await meter.within(paid(meter))
+    show()
+    num_cut, meter.num_open = meter.num_open, 0
+    return num_cut
 
 
 def arguments(split: str, horizons: Sequence[int] | None, env_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -163,25 +122,77 @@ def arguments(split: str, horizons: Sequence[int] | None, env_kwargs: Mapping[st
     return dict(env_kwargs or {}) | {"split": split} | ({"horizon": tuple(dict.fromkeys(horizons))} if horizons else {})
 
 
-def first_tasks(env_id: str, env_kwargs: Mapping[str, Any], limit: int, start: int = 0) -> dict[str, Task]:
-    """`limit` distinct tasks, by id, of the split `env_kwargs` names, from position `start` on; at most all of them.
-    Raises ConfigError."""
+def choose_tasks(
+    env_id: str, env_kwargs: Mapping[str, Any], limit: int, start: int = 0, task_ids: Sequence[str] = ()
+) -> dict[str, Task]:
+    """`limit` distinct tasks, by id, of the split `env_kwargs` names, from position `start` on, at most all of them; or
+    those of `task_ids`. Raises ConfigError, also where no task is left."""
+    env = _made(env_id, env_kwargs)
+    try:
+        split = env.tasks.split(env_kwargs["split"])
+        if not len(split):
+            raise ConfigError(f"{env_id}: split {split.name!r} has no tasks; give another with --split")
+        if task_ids:
+            for name in {task_id.partition(":")[0] for task_id in task_ids if ":" in task_id} - {split.name}:
+                raise ConfigError(f"--task {name}:…: the split is {env.tasks.split(name) and split.name!r}")
+            return {split.id_of(task): task for task in map(split.find, task_ids)}
+        return dict(split.take(min(limit, len(split)), start=start % len(split)))
+    finally:
+        env.close()
+
+
+def _made(env_id: str, env_kwargs: Mapping[str, Any]) -> AgentEnv:
     try:
         env = make(env_id, **env_kwargs)
     except TypeError as error:
         reason = str(error).partition(" was raised from")[0]
         given = ", ".join(f"{name}={value!r}" for name, value in env_kwargs.items())
         raise ConfigError(f"{env_id} cannot be made with {given}: {reason}") from error
+    if not isinstance(env.unwrapped, AgentEnv):
+        env.close()
+        raise ConfigError(f"{env_id} is no agentgym.AgentEnv: it has no tasks to evaluate on")
+    return env.unwrapped
+
+
+def _refuse_fewer(beyond: set[tuple[str, int]], store: Store) -> None:
+    """What is stored must be asked for again, or its figures would silently leave something out."""
+    if beyond:
+        task, attempt = min(beyond)
+        raise ConfigError(
+            f"{store.path} holds {len(beyond)} finished attempts that are not asked for now, such as attempt {attempt} "
+            f"of task {task}: the tasks have changed, or --limit, --attempts or --task ask for less. "
+            "Ask for at least what was asked for, or begin a new run with another --output"
+        )
+
+
+def _refuse_changes(env_id: str, env_kwargs: Mapping[str, Any], episodes: Sequence[Episode]) -> None:
+    """An episode that is stored must begin today as it began then: version, first messages, tools."""
+    old = next((e for e in episodes if e.messages), None)
+    if old is None:
+        return
+    env = _made(env_id, env_kwargs)
     try:
-        if not isinstance(env.unwrapped, AgentEnv):
-            raise ConfigError(f"{env_id} is no agentgym.AgentEnv: it has no tasks to evaluate on")
-        split = env.unwrapped.tasks.split(env_kwargs["split"])
-        return dict(split.take(min(limit, len(split)), start=start % len(split)))
+        observation, _ = env.reset(seed=old.seed, options={"task": old.task_id})
+        version = env_version(env)
     finally:
         env.close()
+    pairs = [("version", old.env_version, version)]
+    for was, new in zip(old.messages, observation["messages"], strict=False):
+        pairs.append((f"{new['role']} message", was["content"], new["content"]))
+    tools = {tool["function"]["name"]: tool for tool in old.tools}
+    for tool in observation["tools"] or () if old.turns else ():
+        name = tool["function"]["name"]
+        pairs.append((f"tool {name}", canonical(tools.get(name)), canonical(tool)))
+    for what, was, new in pairs:
+        if was != new:
+            raise ConfigError(
+                f"{env_id}: the {what} has changed since this run began ({_differing(was, new)}): its episodes would "
+                "not be comparable; begin a new run with another --output"
+            )
 
 
-def _sampled_tokens(episode: Episode) -> int:
-    if episode.ledger is not None:
-        return episode.ledger.num_sampled
-    return sum(message.get("num_tokens", 0) for message in episode.messages)
+def _differing(was: str, new: str, around: int = 30) -> str:
+    """Where two texts part, in words for a message."""
+    at = next((i for i, (a, b) in enumerate(zip(was, new, strict=False)) if a != b), min(len(was), len(new)))
+    low = max(0, at - around)
+    return f"it was {was[low : at + around]!r} and is {new[low : at + around]!r}"

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import chain
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import gymnasium
@@ -47,7 +48,8 @@ def derive_seed(*parts: JSON) -> int:
 class Driver:
     """Plays slots in up to `concurrency` environments, which live until `close`.
 
-    Which episodes run side by side is a function of the slots, never of arrival: worker w plays slots w, w + n, ….
+    Which episodes run side by side is a function of the slots, never of arrival: worker w plays slots w, w + n, …;
+    unless `steady` is False: then whoever is free takes the next, which a policy that computes nothing here may.
     An infrastructure failure is played again, in a fresh environment, up to `retries` times; then it is recorded."""
 
     def __init__(
@@ -60,6 +62,7 @@ class Driver:
         store: Store | None = None,
         concurrency: int = 256,
         retries: int = 2,
+        steady: bool = True,
     ) -> None:
         if concurrency < 1:
             raise ConfigError(f"concurrency is {concurrency}; at least one episode must run")
@@ -70,12 +73,20 @@ class Driver:
         self.store = store
         self.concurrency = concurrency
         self.retries = retries
+        self.steady = steady
         self._seats: list[_Seat] = []
 
     async def collect(
-        self, slots: Sequence[Slot], *, update: int = 0, on_episode: Callable[[Episode], None] | None = None
+        self,
+        slots: Sequence[Slot],
+        *,
+        update: int = 0,
+        on_episode: Callable[[Episode], None] | None = None,
+        admits: Callable[[], bool] = lambda: True,
     ) -> list[Episode]:
-        """Play every slot; the episodes in the order of the slots. Each is stored when it ends."""
+        """Play every slot; the episodes in the order of the slots. Each is stored when it ends.
+
+        `admits` is asked before each: where it says no, the worker that asked ends, and its slots are left out."""
         count = min(self.concurrency, len(slots))
         while len(self._seats) < count:
             await _turnstile().passed()
@@ -90,18 +101,19 @@ class Driver:
                 on_episode(episode)
 
         # Every actor of the first wave is open before any asks: an engine in step waits for all of them.
+        queue = iter(range(count, len(slots)))
+        shares = [iter(range(w + count, len(slots), count)) if self.steady else queue for w in range(count)]
         workers = [
-            _Worker(self, seat, update, range(w, len(slots), count), slots)
-            for w, seat in enumerate(self._seats[:count])
+            _Worker(self, seat, update, chain([w], shares[w]), slots[w]) for w, seat in enumerate(self._seats[:count])
         ]
-        tasks = [asyncio.ensure_future(worker.work(finish)) for worker in workers]
+        tasks = [asyncio.ensure_future(worker.work(slots, admits, finish)) for worker in workers]
         try:
             await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        return [done[index] for index in range(len(slots))]
+        return [done[index] for index in sorted(done)]
 
     def close(self) -> None:
         """Close the environments and their threads. May be called twice."""
@@ -205,31 +217,51 @@ def _base(env: gymnasium.Env) -> AgentEnv:
     return base
 
 
-def _version(env: gymnasium.Env) -> str:
+def _counted(messages: Sequence[Message], read: Sequence[int | None]) -> tuple[Message, ...]:
+    """The transcript, each reply with the prompt tokens that were read for it; the world has no business with them."""
+    if not any(read):
+        return tuple(messages)
+    counts = iter(read)
+    counted = [next(counts, None) if message["role"] == "assistant" else None for message in messages]
+    return tuple(
+        m if n is None else cast(Message, m | {"prompt_tokens": n}) for m, n in zip(messages, counted, strict=True)
+    )
+
+
+def env_version(env: gymnasium.Env) -> str:
+    """As an episode records it: "v0" of agentgym/Door-v0."""
     return f"v{env.spec.version}" if env.spec is not None else ""
 
 
 class _Worker:
     """Plays its share of the slots, one after the other, in one seat."""
 
-    def __init__(self, driver: Driver, seat: _Seat, update: int, share: range, slots: Sequence[Slot]) -> None:
+    def __init__(self, driver: Driver, seat: _Seat, update: int, share: Iterable[int], first: Slot) -> None:
         self.driver = driver
         self.seat = seat
         self.update = update
         self.share = share
-        self.slots = slots
-        self.actor: Actor = self._begin(slots[share[0]])
+        self.actor: Actor = self._begin(first)
+        self._is_new = True  # the actor: it has played nothing yet
 
     def _begin(self, slot: Slot) -> Actor:
         seed = derive_seed(self.driver.run, self.update, slot.task_id, slot.attempt, slot.seed)
         return self.driver.policy.begin(self.seat.env, seed=seed)
 
-    async def work(self, finish: Callable[[int, Episode, Mapping[str, JSON] | None], None]) -> None:
+    async def work(
+        self,
+        slots: Sequence[Slot],
+        admits: Callable[[], bool],
+        finish: Callable[[int, Episode, Mapping[str, JSON] | None], None],
+    ) -> None:
         try:
             for index in self.share:
-                slot = self.slots[index]
-                if index != self.share[0]:
+                slot = slots[index]
+                if not admits():
+                    break
+                if not self._is_new:
                     await self._replace(slot)
+                self._is_new = False
                 episode = await self._play(slot)
                 for _ in range(self.driver.retries):
                     if episode.failure is None or episode.failure.kind != FailureKind.INFRASTRUCTURE:
@@ -252,6 +284,7 @@ class _Worker:
         """One episode, to its end or its failure."""
         turns: list[Turn] = []
         offered: dict[str, Mapping[str, JSON]] = {}
+        read: list[int | None] = []  # prompt tokens, where the policy counts them
         reward, terminated, info, failure = 0.0, False, {}, None
         stop = StopReason.FAILED
         base = self.seat.base
@@ -267,6 +300,7 @@ class _Worker:
                 start = perf_counter()
                 action = await self.actor.act(observation)
                 middle = perf_counter()
+                read.append(action.get("prompt_tokens") if isinstance(action, dict) else None)
                 observation, gained, terminated, truncated, info = await self.seat.step(action)
                 reward += gained
                 turns.append(Turn(gained, base.state_key(), middle - start, perf_counter() - middle))
@@ -282,8 +316,8 @@ class _Worker:
         return Episode(
             run=self.driver.run, update=self.update, task_id=slot.task_id, attempt=slot.attempt, seed=slot.seed,
             split=slot.task_id.partition(":")[0], group=slot.group, env_id=self.driver.env_id,
-            env_version=_version(self.seat.env),
-            messages=base.messages if played else (), turns=tuple(turns), reward=reward,
+            env_version=env_version(self.seat.env),
+            messages=_counted(base.messages, read) if played else (), turns=tuple(turns), reward=reward,
             reward_parts=info.get("reward_parts", {}), terminated=terminated,
             truncated=stop.is_limit, stop_reason=stop, failure=failure, ledger=self.actor.ledger,
             final=info.get("final"), metadata=dict(base.task.metadata) if played else {},

@@ -1,17 +1,25 @@
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
-from agentgym.cli.eval import EvalConfig, remarks
-from agentgym.errors import ConfigError, Failure, FailureKind, StoreError
-from agentgym.evaluation.run import summarise
+from agentgym.cli.eval import EvalConfig
+from agentgym.cli.eval_table import remarks
+from agentgym.cli.lock import locked
+from agentgym.errors import ConfigError, StoreError
+from agentgym.evaluation.figures import Cause, summarise
 from agentgym.rollout.store import Store
 
+COMMAND = str(Path(sys.executable).with_name("agentgym"))
 SLOW_DOOR = """
 import time
 from agentgym import register, tool
@@ -51,7 +59,9 @@ def test_gold_opens_every_door_and_the_table_says_of_how_many(agentgym, tmp_path
     assert "│       2 │ 100.0 % │ [83.9, 100.0] │     20 │      0 │" in done.stdout
     assert "coverage 100.0 % (20 of 20 scored)" in done.stdout
     folder = tmp_path / "runs/eval-Door-v0-gold-1"
-    assert sorted(path.name for path in folder.iterdir()) == ["config.toml", "run.sqlite", "summary.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.toml", "lock", "run.sqlite", "summary.json", "summary.md",
+    ]  # fmt: skip
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["success"]["successes"] == summary["num_planned"] == 20
     assert summary["versions"]["gymnasium"]
@@ -134,6 +144,17 @@ def test_resuming_with_another_seed_is_refused_with_both(here):
         (("agentgym/Door-v0", "--temperature", "-1"), "--temperature -1.0: give 0 (greedy) or more"),
         (("agentgym/Door-v0", "--resume"), "there is no run runs/eval-Door-v0-gold-*"),
         (("agentgym/Door-v0", "--config", "none.toml"), "none.toml: no such file"),
+        (("agentgym/Door-v0", "--context", "last"), "--context changes nothing for --model gold"),
+        (("agentgym/Door-v0", "--extra", "a=1"), "--extra changes nothing for --model gold"),
+        (("agentgym/Door-v0", "--tool-calls", "xml"), "--tool-calls changes nothing for --model gold"),
+        ((), "give an environment, such as agentgym/Door-v0, or --suite short"),
+        (("agentgym/Door-v0", "agentgym/Dor-v0"), "did you mean 'agentgym/Door-v0'?"),
+        (("agentgym/Door-v0", "agentgym/Door-v0"), "'agentgym/Door-v0' occurs 2 times"),
+        (("--suite", "shrot"), "did you mean 'short'?"),
+        (("agentgym/Door-v0", "--max-cost", "1"), "money needs both --price-in and --price-out"),
+        (("agentgym/Door-v0", "--base-url", "localhost:8000"), "give the server's address"),
+        (("agentgym/Door-v0", "--base-url", "http://x/v1", "--tool-calls", "herms"), "did you mean 'hermes'?"),
+        (("agentgym/Door-v0", "--model", "no_such_module:f"), "No module named 'no_such_module'"),
     ],
 )
 def test_wrong_input_is_one_message_with_the_fix_and_writes_nothing(here, tmp_path, args, words):
@@ -157,8 +178,8 @@ def test_a_policy_that_the_environment_lacks_ends_the_run_and_is_named(here):
 
 
 def test_the_remarks_of_a_thin_evaluation_say_undecided():
-    evaluation = summarise("a/B-v0", "test", [], num_planned=10)
-    lines = remarks(evaluation, [Failure(FailureKind.INFRASTRUCTURE, "SandboxError", "gone")] * 2)
+    evaluation = replace(summarise("a/B-v0", "test", [], num_planned=10), causes=(Cause("SandboxError", 2, "gone"),))
+    lines = remarks(evaluation)
     assert "coverage 0.0 % (0 of 10 scored)" in lines
     assert any(line.startswith("verdict: undecided") for line in lines)
     assert lines[-1] == "  2 x SandboxError, the first: gone"
@@ -166,4 +187,198 @@ def test_the_remarks_of_a_thin_evaluation_say_undecided():
 
 def test_negative_horizons_are_refused_with_the_value():
     with pytest.raises(ConfigError, match="--horizon 2 -1: a horizon is at least 1 turn"):
-        EvalConfig("a/B-v0", horizon=(2, -1))
+        EvalConfig(("a/B-v0",), horizon=(2, -1))
+
+
+class Locksmith(BaseHTTPRequestHandler):
+    """A model that reads the note, then types its code in; every reply costs 100 and 10 tokens."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        messages = json.loads(self.rfile.read(int(self.headers["content-length"])))["messages"]
+        name, arguments = "read_note", "{}"
+        if messages[-1]["role"] == "tool":
+            name, arguments = "enter", json.dumps({"code": messages[-1]["content"].rpartition(" ")[2].rstrip(".")})
+        call = {"id": "a", "type": "function", "function": {"name": name, "arguments": arguments}}
+        choice = {"message": {"role": "assistant", "content": "", "tool_calls": [call]}, "finish_reason": "tool_calls"}
+        usage = {"prompt_tokens": 100, "completion_tokens": 10}
+        said = json.dumps({"choices": [choice], "usage": usage}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Locksmith)
+    server.daemon_threads = True
+    Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_served_model_opens_doors_and_the_bill_is_written(agentgym, tmp_path, url):
+    done = agentgym(
+        "eval", "agentgym/Door-v0", "--base-url", url, "--model", "a/locksmith", "--limit", "12", "--attempts", "2",
+        "--price-in", "1", "--price-out", "5", "--num-parameters", "1000", "--concurrency", "4",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs/eval-Door-v0-locksmith-1"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["success"]["n"], summary["success"]["successes"]) == (24, 24)
+    assert (summary["prompt_tokens"], summary["sampled_tokens"]) == (24 * 200, 24 * 20)
+    assert summary["cost"] == pytest.approx((4800 * 1 + 480 * 5) / 1e6)
+    assert summary["cost_per_success"] == pytest.approx(summary["cost"] / 24)
+    assert summary["flops"] == 2 * 1000 * 5280
+    assert [p["k"] for p in summary["passes"]] == [1, 2]
+    assert "cost 0.0072: 0.0003 an episode, 0.0003 a success" in done.stdout
+    assert "pass@2 100.0 %" in done.stdout
+    page = (folder / "summary.md").read_text()
+    assert "| 2 | 100.0 % |" in page
+    assert "- coverage 100.0 % (24 of 24 scored)" in page
+
+
+def test_a_budget_ends_the_run_in_time_says_so_and_a_larger_one_goes_on(here, tmp_path, url):
+    base = ("eval", "agentgym/Door-v0", "--base-url", url, "--model", "m", "--price-in", "1", "--price-out", "5")
+    rest = ("--limit", "100", "--max-tokens", "20", "--concurrency", "4", "--output", "out")
+    done = here(*base, *rest, "--max-cost", "0.015")
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert 4 <= summary["num_played"] < 50
+    assert 0.008 < summary["cost"] <= 0.015
+    assert summary["verdict"] == "undecided"
+    assert f"coverage {summary['num_played']:.1f} % ({summary['num_played']} of 100 scored)" in done.stdout
+    assert "The budget is spent; --resume with a larger one goes on." in done.stdout
+    assert "pilot: about cost 0.03, 22,000 tokens" in done.stderr
+    done = here(*base, *rest, "--max-cost", "1", "--resume")
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert (summary["num_played"], summary["verdict"], summary["cost"]) == (100, "decided", pytest.approx(0.03))
+    assert len(set(keys(tmp_path / "out"))) == 100
+
+
+def test_a_server_that_is_down_leaves_nothing_scored(here, monkeypatch):
+    monkeypatch.setattr("agentgym.chat.WAIT_S", 0.01)
+    done = here("eval", "agentgym/Door-v0", "--base-url", "http://127.0.0.1:9/v1", "--model", "m", "--limit", "2")
+    assert done.returncode == 1
+    assert "coverage 0.0 % (0 of 2 scored)" in done.stdout
+    assert "failures: infrastructure 2" in done.stdout
+    assert "2 x ChatError, the first: http://127.0.0.1:9/v1/chat/completions gave no answer in 6 tries" in done.stdout
+
+
+def test_a_function_of_ones_own_is_a_policy(here, tmp_path, monkeypatch):
+    (tmp_path / "my_agent.py").write_text(
+        "from agentgym import assistant, call\n"
+        "def answer(messages):\n"
+        "    if messages[-1]['role'] != 'tool':\n"
+        "        return assistant('', call('read_note'))\n"
+        "    return assistant('', call('enter', code=messages[-1]['content'].rpartition(' ')[2].rstrip('.')))\n"
+        "def rubbish(messages):\n"
+        "    return [messages]\n"
+    )
+    done = here("eval", "agentgym/Door-v0", "--model", "my_agent:answer", "--limit", "3", "--json")
+    assert json.loads(done.stdout)["success"]["successes"] == 3
+    found = json.loads(here("eval", "agentgym/Door-v0", "--model", "my_agent:rubbish", "--limit", "3", "--json").stdout)
+    assert (found["success"]["n"], found["success"]["successes"], found["failures"]) == (3, 0, {"policy": 3})
+
+
+def test_several_environments_stand_beside_one_another_with_their_mean(here, tmp_path):
+    both = ("agentgym/Door-v0", "agentgym/Lookup-v0")
+    done = here("eval", *both, "--model", "nop", "--limit", "3", "--output", "out", "--report")
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert [(e["name"], e["weight"], e["num_scored"]) for e in summary["environments"]] == [
+        ("agentgym/Door-v0", 1.0, 3), ("agentgym/Lookup-v0", 1.0, 3),
+    ]  # fmt: skip
+    assert (summary["env"], summary["success"]["n"]) == (", ".join(both), 6)
+    assert (summary["num_planned"], summary["coverage"], summary["cost"]) == (6, 1.0, None)
+    assert "6 scored attempts of 6 planned" in " ".join((tmp_path / "out/report.html").read_text().split())
+    assert "│ weighted" in done.stdout
+    with Store(tmp_path / "out/run.sqlite", readonly=True) as store:
+        assert store.runs() == {"agentgym/Door-v0": 3, "agentgym/Lookup-v0": 3}
+
+
+def test_the_shipped_suite_is_won_by_gold_and_goes_on_after_an_interrupt(here, tmp_path):
+    done = here("eval", "--suite", "short", "--output", "out")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert (summary["success"]["rate"], summary["verdict"], len(summary["environments"])) == (1.0, "decided", 7)
+    again = here("eval", "--suite", "short", "--output", "out", "--resume")
+    assert again.returncode == 0
+    assert json.loads((tmp_path / "out/summary.json").read_text())["success"] == summary["success"]
+
+
+def test_a_suite_says_what_is_played_and_flags_that_would_say_it_again_are_refused(here, tmp_path):
+    (tmp_path / "mine.toml").write_text("[sampling]\nmax_tokens = 7\n[[part]]\nenv = 'agentgym/Door-v0'\nlimit = 2\n")
+    summary = json.loads(here("eval", "--suite", "mine.toml", "--model", "nop", "--json").stdout)
+    assert (summary["env"], summary["num_planned"], summary["config"]["max_tokens"]) == ("agentgym/Door-v0", 2, 7)
+    done = here("eval", "--suite", "mine.toml", "--limit", "9")
+    assert "--suite mine.toml says limit for each environment; leave it out here" in done.stderr
+
+
+def test_tasks_by_their_ids(here):
+    first = json.loads(here("eval", "agentgym/Door-v0", "--limit", "1", "--output", "a", "--json").stdout)
+    assert first["num_planned"] == 1
+    with Store("a/run.sqlite", readonly=True) as store:
+        (episode,) = store.episodes()
+    done = here("eval", "agentgym/Door-v0", "--task", episode.task_id, "--attempts", "3", "--output", "b", "--json")
+    assert json.loads(done.stdout)["num_played"] == 3
+    done = here("eval", "agentgym/Door-v0", "--task", "tset:abc")
+    assert done.returncode == 2
+    assert "no split 'tset'; did you mean 'test'?" in done.stderr
+
+
+def test_a_run_that_is_being_written_names_its_writer_to_a_second_one(here, tmp_path):
+    here("eval", "agentgym/Door-v0", "--limit", "2", "--output", "out")
+    with locked(tmp_path / "out"):
+        done = here("eval", "agentgym/Door-v0", "--limit", "4", "--output", "out", "--resume")
+        shown = here("show", "out")
+    assert done.returncode == 2
+    assert f"out is in use by another process (process {os.getpid()} on " in done.stderr
+    assert "eval 2" in shown.stdout  # reading needs no lock
+    assert len(keys(tmp_path / "out")) == 2
+
+
+def test_a_folder_in_which_nothing_was_begun_is_begun_with_or_without_resume(here, tmp_path):
+    for name, flags in (("a", ()), ("b", ("--resume",)), ("c", ("--resume",))):
+        if name != "c":
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "lock").write_text("process 1 on gone\n")
+            (tmp_path / name / "config.tmp").write_text('env = ["agentg')  # torn
+        assert here("eval", "agentgym/Door-v0", "--limit", "2", "--output", name, *flags).returncode == 0
+        assert len(keys(tmp_path / name)) == 2
+
+
+def test_killed_again_and_again_the_command_goes_on_to_the_same_figures(tmp_path, environment):
+    (tmp_path / "slow_envs.py").write_text(SLOW_DOOR.replace("0.1", "0.02"))
+    command = [COMMAND, "eval", "slow_envs:slow/Door-v0", "--limit", "60", "--concurrency", "2", "--output", "out"]
+    environment = environment | {"PYTHONPATH": str(tmp_path)}
+    kept: list = []
+    for least in (1, 9, 25):
+        process = subprocess.Popen([*command, "--resume"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 30
+        while finished(tmp_path / "out") < least:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        assert keys(tmp_path / "out")[: len(kept)] == kept
+        kept = keys(tmp_path / "out")
+    assert len(kept) < 60
+    done = subprocess.run(
+        [*command, "--resume", "--json"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    both = keys(tmp_path / "out")
+    assert both[: len(kept)] == kept
+    assert len(set(both)) == len(both) == 60
+    assert json.loads(done.stdout)["success"] | {"low": 0} == {
+        "rate": 1.0,
+        "low": 0,
+        "high": 1.0,
+        "n": 60,
+        "successes": 60,
+    }

@@ -1,0 +1,237 @@
+"""What an evaluation may spend: nothing is begun that could not be paid for.
+
+Owns prices, limits and reservations. An episode begins while the budget holds it beside those under way, each taken to
+cost as much as the dearest so far; a reply is asked for while the budget holds the most it can cost. Who plays is
+rollout/driver.py's business."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+import gymnasium
+
+from agentgym.env import Observation
+from agentgym.errors import ConfigError
+from agentgym.ledger import Episode, Ledger
+from agentgym.messages import Message
+from agentgym.policies.base import Actor, Policy
+
+PILOT = 4  # episodes that are played before the rest, where there is a limit: their cost is the first estimate
+AROUND, AROUND_TOOLS = 32, 1024  # most tokens that a chat template writes around a message, and around the tools
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What was read and what was sampled."""
+
+    prompt: int = 0
+    sampled: int = 0
+
+    def __add__(self, other: Tokens) -> Tokens:
+        return Tokens(self.prompt + other.prompt, self.sampled + other.sampled)
+
+    def at_least(self, other: Tokens) -> Tokens:
+        """The larger of each."""
+        return Tokens(max(self.prompt, other.prompt), max(self.sampled, other.sampled))
+
+    def __sub__(self, other: Tokens) -> Tokens:
+        return Tokens(self.prompt - other.prompt, self.sampled - other.sampled)
+
+    def times(self, count: int) -> Tokens:
+        return Tokens(self.prompt * count, self.sampled * count)
+
+    @property
+    def total(self) -> int:
+        return self.prompt + self.sampled
+
+
+NONE = Tokens()
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Prices and limits of an evaluation. Limits hold for all of a run, those it was resumed with included; time for
+    one call."""
+
+    price_in: float | None = None
+    """money per million prompt tokens"""
+    price_out: float | None = None
+    """money per million sampled tokens"""
+    max_cost: float | None = None
+    """most money; needs the prices"""
+    max_total_tokens: int | None = None
+    """most tokens of all episodes, prompts included"""
+    max_time: float | None = None
+    """most seconds from now"""
+
+    def __post_init__(self) -> None:
+        for name in ("price_in", "price_out", "max_cost", "max_total_tokens", "max_time"):
+            value, is_price = getattr(self, name), name.startswith("price")
+            if value is not None and not (0 < value < float("inf") or (is_price and value == 0)):
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: give a number above 0")
+        prices = self.price_in, self.price_out
+        if prices.count(None) == 1 or (self.max_cost is not None and not any(prices)):
+            raise ConfigError("money needs both --price-in and --price-out, per million tokens, and not both 0")
+
+    def cost(self, tokens: Tokens) -> float | None:
+        """Money; None where no price is known."""
+        if self.price_in is None or self.price_out is None:
+            return None
+        return (tokens.prompt * self.price_in + tokens.sampled * self.price_out) / 1e6
+
+    @property
+    def limits_tokens(self) -> bool:
+        return self.max_cost is not None or self.max_total_tokens is not None
+
+    @property
+    def has_limit(self) -> bool:
+        return self.limits_tokens or self.max_time is not None
+
+    def holds(self, tokens: Tokens) -> bool:
+        """Whether so much may be spent."""
+        return (self.max_total_tokens is None or tokens.total <= self.max_total_tokens) and (
+            self.max_cost is None or (self.cost(tokens) or 0.0) <= self.max_cost
+        )
+
+
+class Meter:
+    """Counts what a run spends, and says what it may still begin."""
+
+    def __init__(self, budget: Budget, reply_tokens: int, spent: Tokens = NONE) -> None:
+        """`reply_tokens` is the most that a reply can have; `spent` what the run has cost before."""
+        self.budget = budget
+        self.spent = spent  # tries that were thrown away included
+        self.is_spent = asyncio.Event()
+        self._reply_tokens = reply_tokens
+        self._finished = spent
+        self.num_open = 0  # episodes that were admitted and have not ended
+        self._dearest, self._slowest_s = NONE, 0.0
+        self._began = monotonic()
+        self._asked = NONE  # the most that the replies under way can cost
+        self._settled = asyncio.Condition()
+
+    def wrap(self, policy: Policy) -> Policy:
+        """The same policy, paying as it goes."""
+        return _Payer(self, policy) if self.budget.limits_tokens else policy
+
+    def admits(self) -> bool:
+        """Whether another episode may begin; it counts as under way from here on."""
+        limit_s = self.budget.max_time
+        if limit_s is not None and monotonic() - self._began + self._slowest_s > limit_s:
+            return False
+        reserved = self._finished + (self.spent - self._finished).at_least(self._dearest.times(self.num_open))
+        if not self.budget.holds(reserved + self._dearest):
+            return False
+        self.num_open += 1
+        return True
+
+    def ended(self, episode: Episode) -> None:
+        """An admitted episode has ended."""
+        tokens = spent_by(episode)
+        self.num_open -= 1
+        self._finished += tokens
+        self._dearest = self._dearest.at_least(tokens)
+        self._slowest_s = max(self._slowest_s, sum(turn.policy_s + turn.env_s for turn in episode.turns))
+
+    async def within(self, work: Coroutine[Any, Any, Any]) -> bool:
+        """Do it until it is done or the budget is spent; whether it is done."""
+        left_s = None if self.budget.max_time is None else max(0.0, self.budget.max_time - monotonic() + self._began)
+        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self.is_spent.wait())
+        try:
+            await asyncio.wait((task, stop), timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+            if not task.done():
+                task.cancel()
+            await asyncio.gather(task, stop, return_exceptions=True)
+        if not task.cancelled():
+            task.result()
+        return not task.cancelled()
+
+    async def reserve(self, most: Tokens, *, waits: bool) -> None:
+        """Wait until a reply that costs at most this fits beside those under way; for ever, where it never will. One
+        that `waits` for nobody, since others wait for it, must fit at once."""
+        async with self._settled:
+            while not self.budget.holds(self.spent + self._asked + most):
+                if not (waits and self._asked.total):
+                    self.is_spent.set()
+                await self._settled.wait()
+            self._asked += most
+
+    async def settle(self, most: Tokens, tokens: Tokens) -> None:
+        """A reply for which so much was reserved has cost so much."""
+        self.spent += tokens
+        async with self._settled:
+            self._asked -= most
+            self._settled.notify_all()
+
+    def most(self, last: Tokens, observation: Observation) -> Tokens:
+        """The most that a reply can cost after one that cost `last`: a token has at least one byte."""
+        said = sum(len(message["content"].encode()) + AROUND for message in observation["messages"])
+        offered = len(json.dumps(observation["tools"]).encode()) + AROUND_TOOLS if observation["tools"] else 0
+        return Tokens(last.total + said + offered, self._reply_tokens)
+
+
+class _Payer:
+    """A policy whose every reply is paid for."""
+
+    def __init__(self, meter: Meter, policy: Policy) -> None:
+        self.meter, self.policy = meter, policy
+
+    def begin(self, env: gymnasium.Env, *, seed: int) -> Actor:
+        return _PayingActor(self.meter, self.policy.begin(env, seed=seed))
+
+
+class _PayingActor:
+    def __init__(self, meter: Meter, actor: Actor) -> None:
+        self._meter, self._actor = meter, actor
+        self._last = NONE
+
+    @property
+    def ledger(self) -> Ledger | None:
+        return self._actor.ledger
+
+    async def act(self, observation: Observation) -> Message:
+        ledger = self._actor.ledger
+        before = None if ledger is None else _in_ledger(ledger)
+        # a reply reads all again at a server; an engine keeps what it has read, and its episodes wait for one another
+        most = self._meter.most(self._last if before is None else NONE, observation)
+        await self._meter.reserve(most, waits=before is None)
+        tokens = NONE
+        try:
+            message = await self._actor.act(observation)
+            self._last = tokens = self._cost(message, before)
+        finally:
+            await self._meter.settle(most, tokens)
+        return message
+
+    def _cost(self, message: Message, before: Tokens | None) -> Tokens:
+        if self._actor.ledger is not None:
+            return _in_ledger(self._actor.ledger) - (before or NONE)
+        if not isinstance(message, dict) or "num_tokens" not in message or not message.get("prompt_tokens"):
+            if isinstance(message, dict) and message.get("finish_reason") == "context":
+                return NONE
+            raise ConfigError("this policy or its server does not count tokens: leave --max-cost and the like out")
+        return _in_message(message)
+
+    async def close(self) -> None:
+        await self._actor.close()
+
+
+def spent_by(episode: Episode) -> Tokens:
+    """An episode's tokens. With a ledger each was read once (the engine keeps its cache); from a server they are what
+    it counted, where every reply reads the whole conversation again."""
+    return _in_ledger(episode.ledger) if episode.ledger is not None else sum(map(_in_message, episode.messages), NONE)
+
+
+def _in_ledger(ledger: Ledger) -> Tokens:
+    return Tokens(ledger.num_tokens - ledger.num_sampled, ledger.num_sampled)
+
+
+def _in_message(message: Mapping[str, Any]) -> Tokens:
+    return Tokens(message.get("prompt_tokens", 0), message.get("num_tokens", 0))
