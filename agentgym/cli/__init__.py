@@ -19,6 +19,8 @@ COMMANDS = {
     "train": "train a policy in an environment; writes runs/<name>/ with a report",
     "ablate": "train with switches on and off, over seeds, and compare with intervals",
     "eval": "measure a policy's success on held-out tasks, by horizon, with intervals",
+    "horizon": "measure how far a policy gets: success by horizon, H50, first errors, planted errors",
+    "compare": "set runs beside one another on the same tasks: differences with intervals, tasks that changed",
     "check": "test environments against the contract: determinism, rewards, leaks, hostile output",
     "score": "judge a run's episodes again, without the agent",
     "export": "write a run's episodes as OpenAI messages, ATIF or Parquet",
@@ -40,7 +42,7 @@ _EXTRAS = {  # optional package -> the extra that installs it
     "sqlglot": "sql",
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST)
 
 
 class Interrupted(KeyboardInterrupt):

@@ -6,6 +6,7 @@ template's style sheet."""
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,7 +71,6 @@ def success_by_horizon(curves: Sequence[Curve], trained: tuple[int, int] | None,
         if trained is not None:
             axes.axvspan(trained[0] - 0.5, trained[1] + 0.5, color=SHADE, linewidth=0)
             axes.text(trained[0] - 0.3, 104, "trained", color=MUTED, fontsize=9.5, va="bottom")
-        axes.axhline(50, color=MUTED, linewidth=0.8, dashes=(4, 4))
         for curve in curves:
             percent = [100 * rate for rate in curve.rates]
             if curve.low is not None and curve.high is not None:
@@ -79,10 +79,7 @@ def success_by_horizon(curves: Sequence[Curve], trained: tuple[int, int] | None,
                 axes.plot(curve.horizons, percent, color=curve.color, linewidth=2.2, marker="o", markersize=4.5)
             else:
                 axes.plot(curve.horizons, percent, color=curve.color, linewidth=1.1, dashes=(2, 2))
-        for mark in half:
-            axes.plot([mark.low, mark.high], [50, 50], color=mark.color, linewidth=5, alpha=0.45, solid_capstyle="butt")
-            axes.plot([mark.value], [50], color=mark.color, marker="D", markersize=7, markeredgecolor="none")
-            axes.annotate(mark.label, (mark.value, 50), (10, 7), textcoords="offset points")
+        _half_line(axes, half)
         _percent_axis(axes)
         axes.set_ylim(-2, 103)
         axes.set_xlim(min(0.4, last - 1), last + 0.6)
@@ -118,26 +115,63 @@ def horizon_map(updates: Sequence[int], horizons: Sequence[int], rates: Sequence
     rates: [horizons][updates], shares of one, NaN where a batch had none."""
     with _styled() as figure:
         axes: Axes = figure.subplots()
-        image = axes.imshow(
-            [[100 * rate for rate in row] for row in rates],
-            aspect="auto",
-            origin="lower",
-            cmap="cividis",
-            vmin=0,
-            vmax=100,
-            interpolation="nearest",
-            extent=(updates[0] - 0.5, updates[-1] + 0.5, -0.5, len(horizons) - 0.5),
-        )
+        extent = (updates[0] - 0.5, updates[-1] + 0.5, -0.5, len(horizons) - 0.5)
+        _heat(figure, axes, rates, extent)
         axes.set_yticks(_thinned(list(range(len(horizons))), 12))
         axes.set_yticklabels([str(horizons[i]) for i in _thinned(list(range(len(horizons))), 12)])
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
         axes.set_xlabel("update")
         axes.set_ylabel("horizon")
-        bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=18)
-        bar.outline.set_visible(False)  # type: ignore[operator]
-        bar.set_ticks([0, 50, 100], labels=["0 %", "50 %", "100 %"])
     return _inline(figure, "map", (5.1, 3.1), "Training success of every horizon per update")
+
+
+def without_error(curves: Sequence[Curve], half: Sequence[HalfMark]) -> str:
+    """Share of attempts without an error after k steps, as steps, with bands and their H50."""
+    with _styled() as figure:
+        axes: Axes = figure.subplots()
+        for curve in curves:
+            steps, rates = [0, *curve.horizons], [100.0, *(100 * rate for rate in curve.rates)]
+            axes.step(steps, rates, where="post", color=curve.color, linewidth=2.2)
+            if curve.low is not None and curve.high is not None:
+                low, high = ([100.0, *(100 * x for x in bound)] for bound in (curve.low, curve.high))
+                axes.fill_between(steps, low, high, step="post", color=curve.color, alpha=0.17, linewidth=0)
+        _half_line(axes, half)
+        _percent_axis(axes)
+        axes.set_ylim(-2, 103)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("steps of the solution")
+    return _inline(figure, "without-error", (5.1, 3.1), "Share of attempts without an error, by steps")
+
+
+def after_errors(curves: Sequence[Curve]) -> str:
+    """Accuracy of the next step against the share of wrong steps before it. Curve.horizons hold per cents."""
+    with _styled() as figure:
+        axes: Axes = figure.subplots()
+        for curve in curves:
+            percent, low, high = ([100 * x for x in xs] for xs in (curve.rates, curve.low or (), curve.high or ()))
+            axes.vlines(curve.horizons, low, high, color=curve.color, linewidth=5, alpha=0.3)
+            axes.plot(curve.horizons, percent, color=curve.color, linewidth=1.6, marker="o", markersize=5)
+        _percent_axis(axes)
+        axes.set_ylim(-2, 103)
+        axes.set_xlabel("wrong steps in the history, %")
+    return _inline(figure, "after-errors", (5.1, 3.1), "Accuracy of the next step, by wrong steps before it")
+
+
+def difficulty_map(
+    name: str, difficulties: Sequence[int], horizons: Sequence[int], rates: Sequence[Sequence[float]],
+    halves: Sequence[float],
+) -> str:  # fmt: skip
+    """Success at every difficulty and horizon, and where it crosses 50 %.
+    rates: [difficulties][horizons], shares of one, NaN where nothing was scored; halves: H50 of each difficulty."""
+    with _styled() as figure:
+        axes: Axes = figure.subplots()
+        _heat(figure, axes, rates, (-0.5, len(horizons) - 0.5, -0.5, len(difficulties) - 0.5))
+        places = [_place(half, horizons) for half in halves]
+        axes.plot(places, range(len(difficulties)), color="white", linewidth=2, marker="D", markersize=6)
+        axes.set_xticks(range(len(horizons)), labels=list(map(str, horizons)))
+        axes.set_yticks(range(len(difficulties)), labels=list(map(str, difficulties)))
+        axes.set_xlabel("horizon")
+        axes.set_ylabel("difficulty")
+    return _inline(figure, name, (5.1, 2.6), "Success by difficulty and horizon, with the 50 % contour")
 
 
 def small_line(name: str, title: str, updates: Sequence[int], values: Sequence[float], bar: float | None = None) -> str:
@@ -156,6 +190,39 @@ def small_line(name: str, title: str, updates: Sequence[int], values: Sequence[f
             axes.locator_params(axis="y", nbins=4)
         axes.set_xlabel("update")
     return _inline(figure, name, (3.4, 2.0), title)
+
+
+def _half_line(axes: Axes, half: Sequence[HalfMark]) -> None:
+    """The 50 % line, and the horizons at which it is crossed."""
+    axes.axhline(50, color=MUTED, linewidth=0.8, dashes=(4, 4), zorder=1)
+    for mark in half:
+        axes.plot([mark.low, mark.high], [50, 50], color=mark.color, linewidth=5, alpha=0.45, solid_capstyle="butt")
+        axes.plot([mark.value], [50], color=mark.color, marker="D", markersize=7, markeredgecolor="none")
+        axes.annotate(mark.label, (mark.value, 50), (10, 7), textcoords="offset points")
+
+
+def _heat(figure: Figure, axes: Axes, rates: Sequence[Sequence[float]], extent: tuple[float, ...]) -> None:
+    """Rates as colours, lowest row first, and the bar that explains them."""
+    percent = [[100 * rate for rate in row] for row in rates]
+    image = axes.imshow(
+        percent, aspect="auto", origin="lower", cmap="cividis", vmin=0, vmax=100, interpolation="nearest",
+        extent=extent,  # type: ignore[arg-type]
+    )  # fmt: skip
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=18)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.set_ticks([0, 50, 100], labels=["0 %", "50 %", "100 %"])
+
+
+def _place(half: float, horizons: Sequence[int]) -> float:
+    """Where a horizon lies among the columns of tested ones, in log k; before the first: at its left edge."""
+    if half < horizons[0]:
+        return -0.5
+    k = max(i for i, horizon in enumerate(horizons) if horizon <= half)
+    if k == len(horizons) - 1:
+        return float(k)
+    return k + math.log(half / horizons[k]) / math.log(horizons[k + 1] / horizons[k])
 
 
 class _styled:

@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from agentgym.errors import ConfigError
 from agentgym.learner.metrics import read_metrics
 from agentgym.ledger import Episode
 from agentgym.messages import clean
 from agentgym.rollout.store import Store
-from agentgym.viewer import charts
+from agentgym.viewer import charts, horizons
 from agentgym.viewer.samples import samples
 
 STOP_COLORS = {  # Okabe & Ito's colour-blind safe set; limits in warm tones
@@ -33,6 +33,7 @@ STOP_COLORS = {  # Okabe & Ito's colour-blind safe set; limits in warm tones
     "failed": "#555555",
 }
 PART_COLORS = ("#56B4E9", "#0072B2", "#009E73", "#E69F00", "#CC79A7", "#999999")
+KINDS = {"train": "training report", "eval": "evaluation report", "horizon": "horizon report"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +86,16 @@ def render(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(percent=percent, seconds=seconds, count=count)
+    summary = {**summary, "by_horizon": horizons.columns(summary)}
     page = environment.get_template("report.html.jinja").render(
         name=name,
+        kind=KINDS.get(summary.get("command") or "train", "report"),
         summary=summary,
         facts=_facts(summary),
         rates=_rates(summary),
-        halves=_halves(summary),
-        horizon_rows=summary.get("by_horizon") or [],
+        halves=horizons.halves(summary),
+        horizon_rows=summary["by_horizon"],
+        horizons=horizons.measured(summary),
         figures=_figures(summary, metrics),
         stops=_stops(phases),
         time=_time(summary, metrics),
@@ -127,7 +131,7 @@ def _read_phases(run_dir: Path) -> dict[str, list[Episode]]:
         return {}
     store = Store(path, readonly=True)
     try:
-        return {phase: list(store.episodes(run=phase)) for phase in store.runs() if phase != "train"}
+        return {p: list(store.episodes(run=p)) for p in store.runs() if p != "train" and "planted" not in p}
     finally:
         store.close()
 
@@ -164,6 +168,8 @@ def _rates(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         return sum(r[column]["n"] for r in trained if r.get(column)) or None
 
     rows: list[dict[str, Any]] = []
+    if rate := summary.get("success"):  # of `agentgym eval`
+        row("success", "after", rate["rate"], (rate["low"], rate["high"]), rate["n"])
     row("before, sampled", "before", summary.get("success_before"), summary.get("ci_before"), denominator("before"))
     row("after, sampled", "after", summary.get("success_after"), summary.get("ci_after"), denominator("after"))
     for when in ("before", "after"):
@@ -176,25 +182,16 @@ def _rates(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         greedy = (beside or {}).get("greedy")
         if greedy and greedy.get("rate") is not None:
             row(f"{label}, greedy", "beside", greedy["rate"], (greedy["low"], greedy["high"]), greedy.get("n"))
+    for reward, control in (summary.get("controls") or {}).items():
+        row(f"{reward} reward", "beside", control["success_after"], control["ci_after"], denominator("after"))
     return rows
 
 
-def _halves(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The 50 % horizons, as text and interval."""
-    found = {}
-    for when in ("before", "after", "greedy_after"):
-        half = summary.get(f"h50_{when}")
-        if half:
-            text = f"{'≥ ' if half.get('at_least') else ''}{half['value']:.1f}".removesuffix(".0")
-            found[when] = {**half, "text": text}
-    return found
-
-
 def _figures(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    figures: dict[str, Any] = {"health": []}
+    figures: dict[str, Any] = {"health": [], **horizons.figures_of(summary)}
     rows = summary.get("by_horizon") or []
     if rows:
-        figures["horizon"] = _horizon_figure(summary, rows)
+        figures["horizon"] = horizons.success_figure(summary, rows)
     if len(metrics) < 2:
         return figures
     key = "success" if all(record.get("success") is not None for record in metrics) else "reward_mean"
@@ -213,54 +210,23 @@ def _figures(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
         ("zero_variance_share", "share of groups without signal", None),
         ("mismatch_max", "largest engine–learner log-prob gap (bar 1e-4)", 1e-4),
     ):
-        points = [(int(r["update"]), float(r[name])) for r in metrics if _finite(r.get(name))]
+        points = [(int(r["update"]), float(r[name])) for r in metrics if horizons.finite(r.get(name))]
         if len(points) >= 2:
             updates, values = zip(*points, strict=True)
             figures["health"].append((title, charts.small_line(name, title, updates, values, bar)))
     return figures
 
 
-def _horizon_figure(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    curves = []
-    for column, color in (
-        ("greedy_before", "before"),
-        ("greedy_after", "after"),
-        ("before", "before"),
-        ("after", "after"),
-    ):
-        tested = [(row["horizon"], row[column]) for row in rows if _finite((row.get(column) or {}).get("rate"))]
-        if not tested:
-            continue
-        sampled = not column.startswith("greedy")
-        curves.append(
-            charts.Curve(
-                label=column,
-                color=charts.BEFORE if color == "before" else charts.AFTER,
-                horizons=[horizon for horizon, _ in tested],
-                rates=[cell["rate"] for _, cell in tested],
-                low=[cell["low"] for _, cell in tested] if sampled else None,
-                high=[cell["high"] for _, cell in tested] if sampled else None,
-            )
-        )
-    trained = [row["horizon"] for row in rows if row.get("trained")]
-    marks = [
-        charts.HalfMark(f"50 % at {half['text']}", color, half["value"], half["low"], half["high"])
-        for when, color in (("before", charts.BEFORE), ("after", charts.AFTER))
-        if (half := _halves(summary).get(when)) and half["value"] > 0
-    ]
-    return charts.success_by_horizon(curves, (min(trained), max(trained)) if trained else None, marks) if curves else ""
-
-
 def _map_figure(metrics: Sequence[Mapping[str, Any]]) -> str:
     """Training success by horizon and update, where the metrics have it for more than one horizon."""
-    horizons = sorted({int(h) for record in metrics for h in record.get("by_horizon") or {}})
-    if len(horizons) < 2:
+    tested = sorted({int(h) for record in metrics for h in record.get("by_horizon") or {}})
+    if len(tested) < 2:
         return ""
     rates = []
-    for horizon in horizons:
+    for horizon in tested:
         cells = [(record.get("by_horizon") or {}).get(str(horizon)) for record in metrics]
-        rates.append([cell if _finite(cell) else math.nan for cell in cells])
-    return charts.horizon_map([int(record["update"]) for record in metrics], horizons, rates)
+        rates.append([cell if horizons.finite(cell) else math.nan for cell in cells])
+    return charts.horizon_map([int(record["update"]) for record in metrics], tested, rates)
 
 
 def _stops(phases: Mapping[str, Sequence[Episode]]) -> list[tuple[str, int, list[Share]]]:
@@ -335,7 +301,3 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         rows |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return rows
-
-
-def _finite(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -212,3 +212,17 @@ def test_durations_and_rates_read_as_a_person_says_them():
         "7\u202fs", "119\u202fs", "2.0\u202fmin", "2.0\u202fh", "–",
     ]  # fmt: skip
     assert [percent(r) for r in (0.125, 1.0, None, math.nan)] == ["12.5\u202f%", "100.0\u202f%", "–", "–"]
+
+
+def test_an_evaluation_has_a_report_of_its_own(tmp_path):
+    rate = {"rate": 0.5, "low": 0.3, "high": 0.7, "n": 20, "successes": 10}
+    summary = {
+        "command": "eval", "env": "agentgym/Lookup-v0", "model": "gold", "verdict": "decided", "success": rate,
+        "num_planned": 21, "num_scored": 20, "by_horizon": [{"horizon": 4, **rate, "num_failed": 1}],
+    }  # fmt: skip
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    text = text_of(page_of(tmp_path))
+    assert "evaluation report" in text
+    assert "Success on 20 scored attempts of 21 planned 50.0 % 95 % interval: 30.0 % to 70.0 %; decided" in text
+    assert "horizon success 4 50.0 % [30, 70] 10/20" in text
+    assert "before" not in text
