@@ -40,7 +40,7 @@ from agentgym.syntax import get_syntax
 
 # What a resumed run may be given anew: where it stops, what it keeps, and how much goes through the model at once.
 MAY_CHANGE = {f.name for f in fields(AlarmConfig)} | {
-    "resume", "output", "max_mismatch", "checkpoint_every", "keep_checkpoints", "microbatch_tokens",
+    "resume", "output", "controls", "max_mismatch", "checkpoint_every", "keep_checkpoints", "microbatch_tokens",
     "gradient_checkpointing",
 }  # fmt: skip
 EXAMPLE = "agentgym train agentgym/Door-v0 --group-size 16 --credit leave_one_out"
@@ -93,6 +93,9 @@ class TrainConfig:
     """More arguments of the environment, name=JSON: --set difficulty=1."""
     control_steps: int = 0
     """Imitation steps of the control: the same start, imitation alone and no reinforcement; 0 for none."""
+    controls: bool = False
+    """Afterwards train twice more, taught by random and by format-only reward: what these gain too was not learnt from
+    the task. Three times the work."""
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
     warm: WarmStartConfig = field(default_factory=WarmStartConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)

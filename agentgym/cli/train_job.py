@@ -5,7 +5,6 @@ viewer/. A finished phase is kept in the checkpoint, so that a resumed run repea
 
 from __future__ import annotations
 
-import fcntl
 import json
 import resource
 from collections import Counter
@@ -15,12 +14,14 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from agentgym.cli.lock import locked
 from agentgym.cli.options import as_dict
+from agentgym.cli.train_controls import CONTROLS, run_controls
 from agentgym.cli.train_summary import before_and_after, by_horizon, control_figures, table, update_line
 from agentgym.cli.versions import versions
 from agentgym.engines.causal import CausalLM, load_model, load_tokenizer
@@ -65,7 +66,7 @@ class Job:
         self.folder = folder
         self.ranks = ranks
         self.console = Console(stderr=False, highlight=False, quiet=not ranks.leads)
-        self._lock = _lock(folder) if ranks.leads else None
+        self._lock = locked(folder) if ranks.leads else None
         self.store = Store(folder / "run.sqlite") if ranks.leads else None
         self.checkpoints = Checkpoints(
             folder / "checkpoints", keep=config.loop.keep_checkpoints, beside=self._save_speech
@@ -101,6 +102,11 @@ class Job:
             self._control(ledgers)
             self._save(config.loop.updates)
         if self.ranks.leads:
+            if config.controls and "controls" not in self.progress:
+                self._finish()  # the claim stands while its controls run
+                with self._bar(f"controls: {', '.join(CONTROLS)}", 1):
+                    self.progress["controls"] = run_controls(config, self.folder)
+                self._save(config.loop.updates)
             self._finish()
 
     def close(self) -> None:
@@ -310,6 +316,7 @@ class Job:
             "h50_greedy_after": after["greedy"].get("h50"),
             "demonstrator": p.get("demonstrator"),
             "control": control_figures(p, seconds),
+            "controls": p.get("controls"),
             "updates": config.loop.updates,
             "weights": p["weights"],
             "seconds_warm_start": seconds.get("demonstrations", 0.0) + seconds.get("warm_start", 0.0),
@@ -399,17 +406,6 @@ class Job:
             yield advance
         if not is_terminal:
             self.console.print(f"{name}: done")
-
-
-def _lock(folder: Path) -> IO[str]:
-    """A lock on the run's folder, held until it is closed or the process ends. Raises ConfigError where it is taken."""
-    file = (folder / "lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise ConfigError(f"{folder} is in use by another process; wait for it, or choose another --output") from None
-    return file
 
 
 def _texts(episodes: Sequence[Episode], syntax: str) -> list[str]:

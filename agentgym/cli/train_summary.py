@@ -94,6 +94,10 @@ def table(s: dict[str, Any]) -> list[tuple[str, str]]:
                 + f", greedy {100 * c['greedy']['rate']:.1f} %, {c['seconds']:.0f} s",
             )
         )
+    for name, c in (s["controls"] or {}).items():
+        gain, low, high = (100 * c["gain_over_it"][key] for key in ("value", "low", "high"))
+        told = f"; the run is {gain:+.1f} points better [{low:+.1f}, {high:+.1f}]"
+        rows.append((f"control: {name} reward", rate(c["success_after"], c["ci_after"]) + told))
     outside = f"{100 * s['env_share']:5.1f} % (sandboxes, tools, bookkeeping)"
     rows.append(("share of RL time outside the model", outside))
     rows.append(

@@ -22,6 +22,7 @@ from agentgym.errors import ConfigError
 from agentgym.learner.alarms import AlarmConfig, Alarms
 from agentgym.learner.audit import AuditError, audit, mismatch
 from agentgym.learner.checkpoint import Checkpoints
+from agentgym.learner.controls import Reward, taught
 from agentgym.learner.credit import NEEDS_GROUPS, get_credit
 from agentgym.learner.metrics import MetricsLog, read_metrics
 from agentgym.learner.pack import Trajectory
@@ -49,6 +50,9 @@ class LoopConfig:
     credit: str = "leave_one_out"
     """From rewards to advantages: leave_one_out, outcome_mean, grpo, dr_grpo, maxrl, rebn, same_state, gigpo; the last
     two per turn."""
+    reward: Reward = "environment"
+    """What the learner is told an episode is worth. The controls of a claim: random, a coin's; format, 1 where every
+    message could be read. What is reported is the environment's all the same."""
     discount: float = 1.0
     """Of rewards, per turn: what is earned k turns later counts discount^k."""
     minibatches: int = 2
@@ -193,7 +197,7 @@ class Trainer:
         episodes, seen = await self._play(slots, update), {slot.task_id for slot in slots}
         for round_ in range(1, self.selection.resample + 1):
             groups = _by_group(episodes)
-            dull = [group for group, members in groups.items() if not has_signal(members)]
+            dull = [group for group, members in groups.items() if not has_signal(taught(members, config.reward))]
             if not dull:
                 break
             slots = self.sampler.slots(
@@ -201,7 +205,7 @@ class Trainer:
             )
             seen |= {slot.task_id for slot in slots}
             found = _by_group(await self._play(slots, update))
-            better = iter([members for members in found.values() if has_signal(members)])
+            better = iter([members for members in found.values() if has_signal(taught(members, config.reward))])
             episodes = [e for g, members in groups.items() for e in (next(better, members) if g in dull else members)]
         return episodes
 
@@ -259,7 +263,7 @@ class Trainer:
             anchor = self._scored(episodes, temperature, reference=True)
         less = [_divergence(e, a, objective.kl_coef) for e, a in zip(episodes, anchor, strict=True)]
         selected = select(
-            episodes, config.credit, self.selection, discount=config.discount,
+            taught(episodes, config.reward), config.credit, self.selection, discount=config.discount,
             divergence=less if objective.kl != "none" and objective.kl_in == "reward" else None,
         )  # fmt: skip
         proximal: list[FloatArray | None] = [None] * len(episodes)

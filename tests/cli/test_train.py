@@ -196,3 +196,23 @@ def test_a_start_that_failed_leaves_its_folder_free(tmp_path: Path):
     assert train(tmp_path, "agentgym/Door-v0", *TINY, "--model", "./nowhere", "--output", "x").returncode == 2
     done = train(tmp_path, "agentgym/Door-v0", *TINY, "--updates", "0", "--output", "x")
     assert done.returncode == 0, done.stderr
+
+
+def test_controls_stand_beside_the_claim_and_are_run_once(tmp_path: Path):
+    args = ["agentgym/Door-v0", *TINY, "--output", "runs/x"]
+    done = train(tmp_path, *args, "--controls")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "x"
+    summary = json.loads((folder / "summary.json").read_text())
+    for reward in ("random", "format"):
+        theirs = json.loads((folder / "controls" / reward / "summary.json").read_text())
+        assert theirs["config"]["loop"]["reward"] == reward
+        assert theirs["success_before"] == summary["success_before"]  # the same start
+        told = summary["controls"][reward]
+        assert told["success_after"] == theirs["success_after"]
+        assert told["gain_over_it"]["value"] == pytest.approx(summary["success_after"] - theirs["success_after"])
+        assert f"control: {reward} reward" in done.stdout
+    assert "random reward" in (folder / "report.html").read_text()
+    before = {p: p.stat().st_mtime for p in folder.glob("controls/*/run.sqlite")}
+    assert train(tmp_path, "agentgym/Door-v0", "--output", "runs/x", "--resume").returncode == 0
+    assert {p: p.stat().st_mtime for p in folder.glob("controls/*/run.sqlite")} == before
