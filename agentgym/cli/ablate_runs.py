@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +19,7 @@ from typing import Any
 
 from agentgym.cli import say
 from agentgym.cli.lock import locked
-from agentgym.cli.options import as_dict, from_toml
+from agentgym.cli.options import from_toml, leaves
 from agentgym.cli.train import TrainConfig
 from agentgym.errors import ConfigError
 
@@ -82,20 +82,13 @@ def refuse_other(cell: Cell) -> None:
     path = cell.folder / "config.toml"
     if not path.is_file():
         return
-    saved, wanted = (_flat(as_dict(c)) for c in (from_toml(TrainConfig, path), cell.config))
+    saved, wanted = (leaves(c) for c in (from_toml(TrainConfig, path), cell.config))
     for name in saved.keys() - {"output", "resume"}:
         if saved[name] != wanted[name]:
             raise ConfigError(
                 f"{cell.folder} holds a run with {name} {saved[name]}, not {wanted[name]}: name the switch "
                 f"{cell.switch.name!r} otherwise, choose another --output, or delete that folder"
             )
-
-
-def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    for name, value in table.items():
-        made |= value if isinstance(value, dict) else {name: value}
-    return made
 
 
 def tell_at_once(text: str) -> None:

@@ -19,28 +19,25 @@ from rich.console import Console
 
 from agentgym.cli import Interrupted, eval_table, say
 from agentgym.cli.lock import LOCK_FILE, locked
-from agentgym.cli.options import as_dict, from_toml, parse, settings, to_toml
+from agentgym.cli.options import as_dict, from_toml, leaves, parse, settings, to_toml
+from agentgym.cli.policy import MAY_CHANGE, PolicyConfig, load_policy, size_of
 from agentgym.cli.versions import versions
-from agentgym.engines.base import Sampling
-from agentgym.errors import ConfigError, nearest
+from agentgym.errors import ConfigError
 from agentgym.evaluation import suite
 from agentgym.evaluation.budget import NONE, Budget, Meter, spent_by
 from agentgym.evaluation.figures import Evaluation, Tally
 from agentgym.evaluation.run import arguments, choose_tasks, evaluate
 from agentgym.evaluation.suite import Part
 from agentgym.loop import run_sync
-from agentgym.plugins import function_at
 from agentgym.policies.base import Policy
-from agentgym.policies.builtin import NAMES, builtin
 from agentgym.policies.context import ContextConfig
 from agentgym.rollout.store import Store
 
 EXAMPLE = "agentgym eval agentgym/Lookup-v0 --model runs/Lookup-v0-1/model --horizon 1 2 4 8 --limit 40"
 RUN = "eval"  # the phase under which the episodes are stored; with several environments, each has its name
-FIXED = (  # what a resumed run cannot change
-    "env", "suite", "model", "tool_calls", "extra", "split", "seed", "temperature", "top_p", "max_tokens", "set",
-    "view",
-)  # fmt: skip
+MAY_GROW = {"limit", "attempts", "horizon", "task", "report"} | {
+    each.name for each in fields(Budget)
+}  # by a resumed run
 OF_A_PART = ("env", "split", "limit", "attempts", "horizon", "task", "set")  # a suite says these for each
 
 
@@ -52,18 +49,6 @@ class EvalConfig:
 
     env: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ENV...")] = ()
     """environment ids; `agentgym list` shows them"""
-    model: Annotated[str, tyro.conf.arg(metavar="PATH|NAME|module:function|gold|nop|random|human|…")] = "gold"
-    """model folder (or hub name), what a server calls its model, a function of your own, or a built-in policy"""
-    base_url: str | None = None
-    """address of an OpenAI-compatible server that has the model (…/v1); its key is OPENAI_API_KEY"""
-    tool_calls: str = "native"
-    """how a served model calls tools: native, or spelt in its text as hermes, xml, react or code"""
-    extra: tuple[str, ...] = ()
-    """more settings for the server, name=JSON; null keeps one from being sent: --extra seed=null"""
-    timeout_s: float = 600.0
-    """longest wait for one reply of a server"""
-    num_parameters: int | None = None
-    """of a served model, to count FLOPs"""
     suite: str | None = None
     """a TOML file that names environments, or the shipped suite: short"""
     split: str = "test"
@@ -80,14 +65,6 @@ class EvalConfig:
     """more arguments of the environment, name=JSON: --set difficulty=1"""
     seed: int = 0
     """seed of everything: same seed, same episodes"""
-    temperature: float = 1.0
-    """sampling temperature; 0 is greedy"""
-    top_p: float = 1.0
-    """draw from the likeliest tokens that have so much of the probability together"""
-    max_tokens: int = 256
-    """most tokens per message"""
-    device: str = "cpu"
-    """where the model runs: cpu or cuda"""
     concurrency: int = 64
     """episodes at once"""
     output: Path | None = None
@@ -98,20 +75,18 @@ class EvalConfig:
     """print the summary as JSON"""
     report: bool = False
     """write report.html too: figures, failures, sample episodes"""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
     budget: Budget = field(default_factory=Budget)
     view: ContextConfig = field(default_factory=ContextConfig)
 
     def __post_init__(self) -> None:
-        for name in ("limit", "attempts", "concurrency", "max_tokens", "timeout_s"):
+        for name in ("limit", "attempts", "concurrency"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least 1")
         if any(horizon < 1 for horizon in self.horizon):
             raise ConfigError(f"--horizon {' '.join(map(str, self.horizon))}: a horizon is at least 1 turn")
         if self.seed < 0:
             raise ConfigError(f"--seed {self.seed}: give 0 or more")
-        if not 0 <= self.temperature < float("inf"):
-            raise ConfigError(f"--temperature {self.temperature}: give 0 (greedy) or more")
-        Sampling(0, top_p=self.top_p)
         if not self.env and self.suite is None:
             raise ConfigError("give an environment, such as agentgym/Door-v0, or --suite short; see `agentgym list`")
         if self.suite is not None:
@@ -125,7 +100,7 @@ class EvalConfig:
         if self.suite is not None:
             found = suite.load(self.suite)
             given = {name: value for name, value in as_dict(found.sampling).items() if value is not None}
-            return replace(self, **given), found.parts
+            return replace(self, policy=replace(self.policy, **given)), found.parts
         made = tuple(
             Part(env, "", self.split, self.limit, self.attempts, self.horizon, self.task, settings(self.set))
             for env in self.env
@@ -138,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
     config, parts = parse(EvalConfig, argv, "agentgym eval", EXAMPLE).planned()
     for part in parts:  # fail before anything is written
         choose_tasks(part.env, arguments(part.split, part.horizon, part.set), limit=1, task_ids=part.task)
-    policy = load_policy(config)
+    policy = load_policy(config.policy, config.view, config.concurrency)
     folder = open_folder(config)
     started, made_with = time.monotonic(), versions()
     with locked(folder):
@@ -158,11 +133,11 @@ def main(argv: Sequence[str]) -> int:
 
 def played(config: EvalConfig, parts: Sequence[Part], policy: Policy, folder: Path) -> dict[str, Evaluation]:
     """Every part's evaluation, by its name, as far as the budget goes."""
-    hidden = config.json or config.model == "human"
+    hidden = config.json or config.policy.model == "human"
     store = Store(folder / "run.sqlite")
     try:
         spent = sum(map(spent_by, store.episodes()), NONE) if config.budget.limits_tokens else NONE
-        meter = Meter(config.budget, config.max_tokens, spent)
+        meter = Meter(config.budget, config.policy.max_tokens, spent)
         with eval_table.progress_bar(config.budget, disable=hidden) as show:
             return run_sync(_played(config, parts, policy, store, meter, show))
     finally:
@@ -173,6 +148,7 @@ async def _played(
     config: EvalConfig, parts: Sequence[Part], policy: Policy, store: Store, meter: Meter, show: Any
 ) -> dict[str, Evaluation]:
     found: dict[str, Evaluation] = {}
+    concurrency = 1 if config.policy.model == "human" else config.concurrency
     close = getattr(policy, "aclose", None)  # of a chat, which computes nothing here: order and company do not matter
     try:
         for part in parts:
@@ -180,8 +156,8 @@ async def _played(
             found[part.name] = await evaluate(
                 part.env, policy, store=store, run=RUN if len(parts) == 1 else part.name, split=part.split,
                 horizons=part.horizon or None, limit=part.limit, task_ids=part.task, attempts=part.attempts,
-                seed=config.seed, env_kwargs=part.set, concurrency=1 if config.model == "human" else config.concurrency,
-                steady=close is None, meter=meter, num_parameters=_size(config, policy),
+                seed=config.seed, env_kwargs=part.set, concurrency=concurrency, steady=close is None, meter=meter,
+                plan=config.policy.plan, num_parameters=size_of(config.policy, policy),
                 tally=tally, progress=lambda done, planned, name=part.name, tally=tally: show(name, tally),
             )  # fmt: skip
     finally:
@@ -190,57 +166,10 @@ async def _played(
     return found
 
 
-def load_policy(config: EvalConfig) -> Policy:
-    """A model behind a server, a built-in policy, a function, or the model in a folder or on the hub."""
-    model = config.model
-    is_function = ":" in model and not Path(model).exists()
-    is_chat = config.base_url is not None or is_function
-    default = EvalConfig(env=("",))
-    for name, is_used in (
-        ("view", not is_chat and model not in NAMES), ("tool_calls", is_chat), ("extra", config.base_url is not None),
-    ):  # fmt: skip
-        if not is_used and getattr(config, name) != getattr(default, name):
-            flag = "--context" if name == "view" else f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{flag} changes nothing for --model {model}; leave it out")
-    if config.base_url is not None:
-        from agentgym.chat import ChatClient  # noqa: PLC0415  httpx: 90 ms
-        from agentgym.policies.http import ChatPolicy  # noqa: PLC0415
-
-        extra = {"top_p": config.top_p} if config.top_p != 1 else {}
-        client = ChatClient(
-            config.base_url, model, temperature=config.temperature, max_tokens=config.max_tokens,
-            timeout_s=config.timeout_s, concurrency=config.concurrency, extra=extra | settings(config.extra),
-        )  # fmt: skip
-        return ChatPolicy(client, tool_calls=config.tool_calls)
-    if model in NAMES:
-        return builtin(model)
-    if is_function:
-        from agentgym.policies.http import ChatPolicy, from_function  # noqa: PLC0415  httpx: 90 ms
-
-        return ChatPolicy(from_function(function_at(model)), tool_calls=config.tool_calls)
-    if "/" not in model and not Path(model).exists():
-        raise ConfigError(
-            f"--model {model!r}: no such folder, and no built-in policy{nearest(model, NAMES)} Give a model folder, "
-            f"module:function, a served model with its --base-url, or one of {', '.join(NAMES)}"
-        )
-    from agentgym.policies import local  # noqa: PLC0415  torch and transformers: seconds, and optional
-
-    return local.load_policy(
-        model, device=config.device, temperature=config.temperature, max_tokens=config.max_tokens,
-        top_p=config.top_p, context=config.view,
-    )  # fmt: skip
-
-
-def _size(config: EvalConfig, policy: Policy) -> int | None:
-    """Parameters of the model, where they are known."""
-    lm = getattr(getattr(policy, "engine", None), "lm", None)
-    return config.num_parameters if lm is None else lm.model.num_parameters()
-
-
 def open_folder(config: EvalConfig) -> Path:
     """The run's folder: a new one, or with --resume the one that is there."""
     what = Path(config.suite).stem if config.suite else "-".join(env.rpartition("/")[2] for env in config.env)
-    stem = f"eval-{what}-{Path(config.model).name}"
+    stem = f"eval-{what}-{Path(config.policy.model).name}"
     earlier = sorted(Path("runs").glob(f"{stem}-*/config.toml"), key=lambda path: path.stat().st_mtime)
     if config.resume and config.output is None and not earlier:
         raise ConfigError(f"--resume: there is no run runs/{stem}-*; give its folder with --output")
@@ -271,7 +200,7 @@ def _sum_up(
         figures = _together(parts, evaluations) | {"success": overall}
     summary = {
         "command": "eval",
-        "model": config.model,
+        "model": config.policy.model,
         "seed": config.seed,
         **figures,
         "seconds_total": seconds,
@@ -279,7 +208,7 @@ def _sum_up(
         "config": as_dict(config),
     }
     text = json.dumps(summary, indent=2)
-    title = f"{config.suite or ', '.join(config.env)} · {config.model}"
+    title = f"{config.suite or ', '.join(config.env)} · {config.policy.model}"
     lines = eval_table.rows(evaluations, overall)
     remarks = eval_table.said(evaluations)
     _write(folder / "summary.json", text + "\n")
@@ -318,18 +247,18 @@ def _together(parts: Sequence[Part], evaluations: Mapping[str, Evaluation]) -> d
 def _refuse_changes(config: EvalConfig, folder: Path) -> None:
     if not (folder / "config.toml").is_file():
         raise ConfigError(f"--resume: {folder} holds no run (no config.toml); leave --resume out to begin one")
-    saved = from_toml(EvalConfig, folder / "config.toml")
-    for name in FIXED:
-        if getattr(saved, name) != getattr(config, name):
+    before, now = leaves(from_toml(EvalConfig, folder / "config.toml")), leaves(config)
+    for name in before.keys() - MAY_GROW - {*MAY_CHANGE}:
+        if now[name] != before[name]:
             flag = f"--{name.replace('_', '-')}" if name != "env" else "environment"
             raise ConfigError(
-                f"--resume: {folder} was begun with {flag} {_said(getattr(saved, name))}, not "
-                f"{_said(getattr(config, name))}; use the same, or begin a new run with another --output"
+                f"--resume: {folder} was begun with {flag} {_said(before[name])}, not {_said(now[name])}; "
+                "use the same, or begin a new run with another --output"
             )
 
 
 def _said(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else repr(value)
+    return " ".join(map(str, value)) if isinstance(value, list) else repr(value)
 
 
 def _write(path: Path, text: str) -> None:

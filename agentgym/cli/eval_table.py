@@ -129,6 +129,18 @@ def remarks(evaluation: Evaluation) -> list[str]:
         lines.append("mean parts: " + ", ".join(f"{name} {value:.3g}" for name, value in e.reward_parts.items()))
     if len(e.passes) > 1:
         lines += [_passes(each) for each in (e.passes[0], e.passes[-1])]
+    if (c := e.calibration) is not None:
+        lines.append(
+            f"calibration: said {100 * c.confidence:.1f} %, right {100 * c.accuracy:.1f} %; ECE {c.ece_width:.3f} by "
+            f"width, {c.ece_mass:.3f} by mass; Brier {c.brier:.3f}; AUROC {c.auroc:.3f}; surer half right "
+            f"{100 * c.accuracy_at(0.5):.1f} % ({c.n} answers, {c.num_unstated} more without a confidence)"
+        )
+    if (m := e.minutes) is not None:
+        low, high = m.p50_interval
+        lines.append(
+            f"half of the tasks that take people {m.p50:.3g} minutes [{low:.3g}, {high:.3g}] "
+            f"({m.num_tasks} tasks of {m.num_families} families)"
+        )
     lines.append(f"ended: {counts(e.stop_reasons)}")
     read = f", prompt tokens {e.tokens.prompt:,}" if e.tokens.prompt else ""
     lines.append(f"mean turns {e.mean_turns:.1f}, sampled tokens {e.tokens.sampled:,}{read}")

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from agentgym.cli import Interrupted, say
-from agentgym.cli.eval import EvalConfig, load_policy
 from agentgym.cli.horizon_table import WHENS, Figures, curve_table, remarks
 from agentgym.cli.lock import LOCK_FILE, locked
-from agentgym.cli.options import as_dict, from_toml, parse, settings, to_toml
+from agentgym.cli.options import as_dict, from_toml, leaves, parse, settings, to_toml
+from agentgym.cli.policy import MAY_CHANGE, PolicyConfig, load_policy, size_of
 from agentgym.cli.versions import versions
 from agentgym.errors import ConfigError
 from agentgym.evaluation.conditioning import conditioning
@@ -29,6 +29,7 @@ from agentgym.evaluation.figures import Evaluation
 from agentgym.evaluation.hazard import hazard
 from agentgym.evaluation.horizon import half_horizon, success_curve
 from agentgym.evaluation.run import arguments, choose_tasks, evaluate
+from agentgym.evaluation.suite import Part
 from agentgym.evaluation.survival import first_errors, gold_paths, kaplan_meier
 from agentgym.ledger import Episode
 from agentgym.loop import run_sync
@@ -38,11 +39,6 @@ from agentgym.rollout.store import Store
 from agentgym.viewer.report import read_summary, write_report
 
 EXAMPLE = "agentgym horizon agentgym/Lookup-v0 --model runs/Lookup-v0-1/model --horizon 1 2 4 8 16 32"
-MAY_CHANGE = ("output", "resume", "json", "concurrency", "device")  # by a resumed run
-SHARED = (
-    "base_url", "tool_calls", "extra", "timeout_s", "horizon", "limit", "attempts", "seed", "temperature", "top_p",
-    "max_tokens", "device", "concurrency", "view",
-)  # fmt: skip
 LONGEST = 20  # history that is chosen where none is given
 Bar = Callable[[str], Callable[[int, int], None]]
 
@@ -56,18 +52,8 @@ class HorizonConfig:
 
     env: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ENV|RUN")]
     """environment with a `horizon` dial, or the folder of a run"""
-    model: str = "gold"
-    """what is measured; as in `agentgym eval`"""
     before: str | None = None
     """another, measured beside it in the same pictures: the model before training"""
-    base_url: str | None = None
-    """address of an OpenAI-compatible server that has the model (…/v1); its key is OPENAI_API_KEY"""
-    tool_calls: str = "native"
-    """how a served model calls tools: native, or spelt in its text as hermes, xml, react or code"""
-    extra: tuple[str, ...] = ()
-    """more settings for the server, name=JSON"""
-    timeout_s: float = 600.0
-    """longest wait for one reply of a server"""
     split: str = "test"
     """split of the tasks"""
     horizon: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
@@ -86,14 +72,6 @@ class HorizonConfig:
     """more arguments of the environment, name=JSON"""
     seed: int = 0
     """seed of everything: same seed, same episodes"""
-    temperature: float = 1.0
-    """sampling temperature; 0 is greedy"""
-    top_p: float = 1.0
-    """draw from the likeliest tokens that have so much of the probability together"""
-    max_tokens: int = 256
-    """most tokens per message"""
-    device: str = "cpu"
-    """where the model runs: cpu or cuda"""
     concurrency: int = 64
     """episodes at once"""
     output: Path | None = None
@@ -102,21 +80,17 @@ class HorizonConfig:
     """go on with the run in --output"""
     json: bool = False
     """print the summary as JSON"""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
     view: ContextConfig = field(default_factory=ContextConfig)
 
     def __post_init__(self) -> None:
-        self.of_eval(self.model)  # which checks what both commands have
+        Part(self.env, split=self.split, limit=self.limit, attempts=self.attempts, horizon=self.horizon)  # checks them
         if not self.horizon:
             raise ConfigError("--horizon: give one or more, such as --horizon 1 2 4 8")
         if self.history is not None and self.history != 0 and self.history < 4:
             raise ConfigError(f"--history {self.history}: give at least 4 steps, or 0 to plant no errors")
         if self.history != 0 and (len(set(self.planted)) < 2 or not all(0 <= share <= 50 for share in self.planted)):
             raise ConfigError("--planted: give two or more per cents from 0 to 50, such as --planted 0 25 50")
-
-    def of_eval(self, model: str) -> EvalConfig:
-        """What `agentgym eval` would be told, for one of the models."""
-        shared = {name: getattr(self, name) for name in SHARED}
-        return EvalConfig(env=(self.env,), model=model, **shared)
 
     @property
     def kwargs(self) -> dict[str, Any]:
@@ -169,16 +143,16 @@ def _sum_up(config: HorizonConfig, folder: Path, found: Figures) -> int:
 async def _played(config: HorizonConfig, store: Store, bar: Bar) -> Figures:
     """Play what is not played yet, and measure it."""
     phases: dict[str, Figures] = {}
-    for when, model in zip(WHENS, (config.before, config.model), strict=True):
+    for when, model in zip(WHENS, (config.before, config.policy.model), strict=True):
         if model is None:
             continue
-        policy = load_policy(config.of_eval(model))
+        policy = load_policy(replace(config.policy, model=model), config.view, config.concurrency)
         try:
             phases[when] = await _Measured(config, when, policy, store, bar).figures()
         finally:
             if (close := getattr(policy, "aclose", None)) is not None:  # of a chat with a server
                 await close()
-    return {"env": config.env, "model": config.model, "before": config.before, **beside(phases)}
+    return {"env": config.env, "model": config.policy.model, "before": config.before, **beside(phases)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +186,9 @@ class _Measured:
         config = self.config
         return {
             "split": config.split, "seed": config.seed, "progress": self.bar(name),
-            "concurrency": 1 if config.model == "human" else config.concurrency,
-            "steady": not hasattr(self.policy, "aclose"),
+            "concurrency": 1 if config.policy.model == "human" else config.concurrency,
+            "steady": not hasattr(self.policy, "aclose"), "plan": config.policy.plan,
+            "num_parameters": size_of(config.policy, self.policy),
         }  # fmt: skip
 
     async def _planted(self, history: float) -> Figures:
@@ -296,11 +271,11 @@ def _open_folder(config: HorizonConfig) -> Path:
     if config.resume:
         if folder is None or not (folder / "config.toml").is_file():
             raise ConfigError(f"--resume: give the folder of the run that is to go on with --output, not {folder}")
-        saved = from_toml(HorizonConfig, folder / "config.toml")
-        for name, value in as_dict(config).items():
-            if name not in MAY_CHANGE and as_dict(saved)[name] != value:
+        saved = leaves(from_toml(HorizonConfig, folder / "config.toml"))
+        for name, value in leaves(config).items():
+            if name not in MAY_CHANGE and saved[name] != value:
                 raise ConfigError(
-                    f"--resume: {folder} was begun with {name} {as_dict(saved)[name]!r}, not {value!r}; "
+                    f"--resume: {folder} was begun with {name} {saved[name]!r}, not {value!r}; "
                     "use the same, or begin a new run with another --output"
                 )
     elif folder is None:
@@ -316,7 +291,7 @@ def _open_folder(config: HorizonConfig) -> Path:
 def _bars(config: HorizonConfig) -> Iterator[Bar]:
     """Bars on standard error; yields what opens one and gives the function that moves it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    hidden = config.json or config.model == "human"
+    hidden = config.json or config.policy.model == "human"
     console = Console(stderr=True)
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=hidden) as progress:
 

@@ -69,6 +69,14 @@ def as_dict(config: Any) -> dict[str, Any]:
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
+def leaves(config: Any) -> dict[str, Any]:
+    """Every knob by its flag's name, nested ones without their owner's."""
+    found: dict[str, Any] = {}
+    for name, value in as_dict(config).items():
+        found |= value if isinstance(value, dict) else {name: value}
+    return found
+
+
 def settings(pairs: Sequence[str]) -> dict[str, Any]:
     """`name=JSON` pairs as keyword arguments; a value that is no JSON is a text."""
     made: dict[str, Any] = {}

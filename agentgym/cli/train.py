@@ -19,7 +19,7 @@ import transformers
 import tyro
 
 from agentgym.cli import Interrupted
-from agentgym.cli.options import as_dict, from_toml, parse, settings, to_toml
+from agentgym.cli.options import from_toml, leaves, parse, settings, to_toml
 from agentgym.cli.train_job import Job
 from agentgym.cli.versions import versions
 from agentgym.engines.base import Sampling
@@ -205,7 +205,7 @@ def _configured(argv: list[str]) -> TrainConfig:
             raise ConfigError(f"{path} is cut short, so its settings are not known; restore it or start a new run")
         saved = from_toml(TrainConfig, path)
         given = parse(TrainConfig, [*argv, "--config", str(path)], "agentgym train", EXAMPLE)
-        before, now = _leaves(saved), _leaves(given)
+        before, now = leaves(saved), leaves(given)
         for name in before.keys() - MAY_CHANGE:
             if now[name] != before[name]:
                 raise ConfigError(
@@ -250,14 +250,6 @@ def _write(config: TrainConfig, folder: Path) -> None:
     aside = folder / "config.tmp"
     aside.write_text(to_toml(replace(config, resume=False), versions()), "utf-8")
     aside.replace(folder / "config.toml")
-
-
-def _leaves(config: TrainConfig) -> dict[str, Any]:
-    """Every knob by its flag's name, nested ones without their owner's."""
-    found: dict[str, Any] = {}
-    for name, value in as_dict(config).items():
-        found |= value if isinstance(value, dict) else {name: value}
-    return found
 
 
 def _numbered(env: str) -> Path:

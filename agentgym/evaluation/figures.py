@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from agentgym.evaluation.budget import NONE, Budget, Tokens, spent_by
+from agentgym.evaluation.calibration import Calibration, calibration_of
 from agentgym.evaluation.horizon import Point, success_curve
 from agentgym.evaluation.intervals import Interval, MeanInterval, mean_interval, success_interval
+from agentgym.evaluation.minutes import Minutes, runs_of, time_horizon
 from agentgym.evaluation.passes import Passes, passes
 from agentgym.ledger import Episode
 
@@ -43,6 +45,8 @@ class Evaluation:
     seconds: float  # summed over episodes: policy and environment
     cost: float | None  # money; None where no price is known, or nobody counted tokens
     flops: float | None  # None where the model's size is not known
+    calibration: Calibration | None = None  # of stated confidences
+    minutes: Minutes | None = None  # where tasks name how long they take people
 
     @property
     def num_scored(self) -> int:
@@ -121,6 +125,7 @@ def summarise(
     episodes = list(episodes)
     scored = [e for e in episodes if e.counts]
     tokens = sum(map(spent_by, episodes), NONE)
+    runs = runs_of(scored)
     is_unit = all(0 <= e.reward <= 1 for e in scored)
     parts = dict.fromkeys(name for e in scored for name in e.reward_parts)
     return Evaluation(
@@ -137,6 +142,8 @@ def summarise(
         tokens=tokens, seconds=sum(turn.policy_s + turn.env_s for e in episodes for turn in e.turns),
         cost=budget.cost(tokens) if budget is not None and tokens.total else None,
         flops=None if num_parameters is None else 2.0 * num_parameters * tokens.total,
+        calibration=calibration_of(scored),
+        minutes=time_horizon(runs) if len({run.minutes for run in runs}) > 1 else None,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from agentgym.evaluation.budget import PILOT, Meter
 from agentgym.evaluation.figures import Evaluation, Tally, summarise
 from agentgym.ledger import Episode
 from agentgym.messages import canonical
+from agentgym.policies.compute import Computed, Plan
 from agentgym.registry import make
 from agentgym.rollout.driver import Driver, Slot, derive_seed, env_version
 from agentgym.tasks import Task
@@ -31,16 +32,18 @@ async def evaluate(
     env_id: str, policy: Policy, *, store: Store | None, run: str, split: str = "test",
     horizons: Sequence[int] | None = None, limit: int = 100, start: int = 0, task_ids: Sequence[str] = (),
     attempts: int = 1, seed: int = 0, concurrency: int = 64, env_kwargs: Mapping[str, Any] | None = None,
-    steady: bool = True, meter: Meter | None = None, num_parameters: int | None = None,
+    steady: bool = True, meter: Meter | None = None, plan: Plan | None = None, num_parameters: int | None = None,
     tally: Tally | None = None, progress: Progress | None = None,
 ) -> Evaluation:  # fmt: skip
     """Play `attempts` episodes on each of `limit` distinct tasks of the split, from position `start` on (or on those of
     `task_ids`), and sum up.
 
     `horizons` becomes the environment's `horizon` argument, whose tasks take them in turn; `limit` is then per horizon.
-    Attempts that the store already holds under `run` are not played again: resuming is the same call, which may ask
-    for more tasks or attempts, and is refused for fewer, or where the environment is no longer what it was.
-    A `meter` ends it when its budget is spent; what was played is summed up. `steady` is the Driver's.
+    Attempts that the store already holds under `run` are not played again, but for those that infrastructure broke:
+    resuming is the same call, which may ask for more tasks or attempts, and is refused for fewer, or where the
+    environment is no longer what it was.
+    A `meter` ends it when its budget is spent; what was played is summed up. A `plan` spends more replies on each
+    message (policies/compute.py). `steady` is the Driver's.
     The seed of an episode depends on `seed`, its task and its attempt only, never on the limit, the order or `run`:
     two evaluations face the same episodes. Raises ConfigError for an environment or split that cannot be evaluated."""
     for name, value in (("limit", limit), ("attempts", attempts), ("concurrency", concurrency)):
@@ -55,11 +58,14 @@ async def evaluate(
         for attempt in range(attempts)
     ]
     keys = {(slot.task_id, slot.attempt) for slot in slots}
-    kept = set() if store is None else {(task, attempt) for _, task, attempt in store.keys(run)}
+    kept: set[tuple[str, int]] = set()
+    if store is not None:
+        _refuse_fewer({(task, attempt) for _, task, attempt in store.keys(run)} - keys, store)
+        store.reopen_failed(run)
+        kept = {(task, attempt) for _, task, attempt in store.keys(run)}
     tally = tally or Tally()
     tally.num_planned = len(slots)
     if store is not None and kept:
-        _refuse_fewer(kept - keys, store)
         for episode in store.episodes(run=run):
             if (episode.task_id, episode.attempt) in kept:
                 tally.add(episode)
@@ -70,8 +76,9 @@ async def evaluate(
             progress(len(tally.episodes), len(slots))
 
     waiting = [slot for slot in slots if (slot.task_id, slot.attempt) not in kept]
+    paying = policy if meter is None else meter.wrap(policy)
     driver = Driver(
-        env_id, policy if meter is None else meter.wrap(policy), run=run, env_kwargs=kwargs, store=store,
+        env_id, paying if plan is None else Computed(paying, plan), run=run, env_kwargs=kwargs, store=store,
         concurrency=concurrency, steady=steady,
     )  # fmt: skip
     try:

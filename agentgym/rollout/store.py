@@ -160,6 +160,12 @@ class Store:
         with self._lock, self._told():
             self._db.execute("UPDATE episodes SET replaceable=1 WHERE run=? AND update_number>=?", (run, from_update))
 
+    def reopen_failed(self, run: str) -> None:
+        """Let what infrastructure broke be played again: it told nothing of the policy."""
+        where = "run=? AND json_extract(failure, '$.kind')=?"
+        with self._lock, self._told():
+            self._db.execute(f"UPDATE episodes SET replaceable=1 WHERE {where}", (run, FailureKind.INFRASTRUCTURE))
+
     def episodes(
         self,
         *,

@@ -29,12 +29,13 @@ class Moody(AgentEnv):
 
     tasks = TaskSet({"test": [Task(f"Say {i}.", str(i), metadata={"horizon": 1 + i % 2}) for i in range(10)]})
     rubric = Rubric(said=lambda outcome: float(outcome.messages[-1]["content"] == "yes"))
+    is_down = True
 
     def __init__(self, **kwargs) -> None:
         super().__init__(**{"split": "test"} | kwargs)
 
     def setup(self) -> None:
-        if int(self.task.answer) < 3:
+        if int(self.task.answer) < 3 and self.is_down:
             raise InfrastructureError("no container")
         if self.task.answer == "3":
             raise PolicyError("out of memory by its own code")
@@ -88,7 +89,7 @@ def test_attempts_in_the_store_are_not_played_again(store):
     play(Scripted(["yes"]), store, limit=6)
     seen: list[tuple[int, int]] = []
     evaluation = play(Scripted(["no"]), store, limit=10, progress=lambda done, planned: seen.append((done, planned)))
-    assert seen == [(6, 10), (7, 10), (8, 10), (9, 10), (10, 10)]
+    assert seen == [(done, 10) for done in range(3, 11)]  # of six, three had been lost with their container
     assert (evaluation.num_scored, evaluation.overall.successes) == (7, 2)  # 4 and 5 said yes before; 6 to 9 now no
 
 
@@ -309,3 +310,12 @@ def test_trap_20_killed_at_every_write_nothing_is_lost_doubled_or_counted_otherw
 def test_two_hundred_episodes_killed_at_every_write():
     found = killed(200)
     assert (found["num_lost"], found["num_stored"], found["same_union"], found["same_figures"]) == (0, 200, True, True)
+
+
+def test_what_infrastructure_broke_is_played_again_when_the_run_goes_on(store, monkeypatch):
+    assert play(Scripted(["yes"]), store).failures == {"infrastructure": 3, "policy": 1}
+    monkeypatch.setattr(Moody, "is_down", False)
+    second = play(Scripted(["no"]), store)  # who plays now says no
+    assert (second.num_played, second.num_scored, second.overall.successes) == (10, 10, 6)
+    assert second.failures == {"policy": 1}
+    assert len(list(store.episodes(run="eval"))) == 10
