@@ -143,7 +143,8 @@ def remarks(evaluation: Evaluation) -> list[str]:
         )
     lines.append(f"ended: {counts(e.stop_reasons)}")
     read = f", prompt tokens {e.tokens.prompt:,}" if e.tokens.prompt else ""
-    lines.append(f"mean turns {e.mean_turns:.1f}, sampled tokens {e.tokens.sampled:,}{read}")
+    each = f" ({e.tokens.sampled / max(e.num_played, 1):.1f} an episode)" if e.tokens.sampled else ""
+    lines.append(f"mean turns {e.mean_turns:.1f}, sampled tokens {e.tokens.sampled:,}{each}{read}")
     if e.cost is not None:
         each = "no success" if e.cost_per_success is None else f"{e.cost_per_success:.4g} a success"
         lines.append(f"cost {e.cost:.4g}: {e.cost / max(e.num_played, 1):.4g} an episode, {each}")

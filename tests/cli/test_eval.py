@@ -383,3 +383,28 @@ def test_killed_again_and_again_the_command_goes_on_to_the_same_figures(tmp_path
         "n": 60,
         "successes": 60,
     }
+
+
+def test_more_replies_per_message_are_asked_for_and_counted(here, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def says(messages, seed):\n"
+        "    return {'role': 'assistant', 'content': str(seed % 5), 'num_tokens': 3}\n"
+        "def least(messages, reply):\n"
+        "    return -int(reply['content'])\n"
+    )
+
+    def played(*flags: str) -> dict:
+        done = here("eval", "agentgym/Answer-v0", "--model", "mine:says", "--limit", "6", "--json", *flags)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    alone = played()["sampled_tokens"]
+    assert [played("--majority", "4")["sampled_tokens"], played("--think-again", "1")["sampled_tokens"]] == [
+        4 * alone, 2 * alone
+    ]  # fmt: skip
+    best = played("--best-of", "3", "--verifier", "mine:least", "--output", "best")
+    assert best["sampled_tokens"] == 3 * alone
+    assert best["config"]["policy"]["best_of"] == 3
+    both = here("eval", "agentgym/Answer-v0", "--majority", "2", "--think-again", "1")
+    assert both.returncode == 2
+    assert "--best-of, --majority and --think-again: give one of them" in both.stderr
