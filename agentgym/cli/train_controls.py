@@ -55,9 +55,11 @@ def _run(arguments: Sequence[str]) -> None:
             stderr=subprocess.STDOUT, start_new_session=True,
             env={name: value for name, value in os.environ.items() if name not in RANK},
         )  # fmt: skip
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = process.wait()
     finally:
+        signal.signal(signal.SIGTERM, before)
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
             process.wait()

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
+import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import gymnasium
 
 from agentgym.env import Observation
-from agentgym.errors import ConfigError, PolicyError
-from agentgym.messages import JSON, Message, user
+from agentgym.errors import ConfigError, TaskError
+from agentgym.messages import JSON, Message, canonical, user
 from agentgym.policies.base import Policy
 from agentgym.rollout.driver import derive_seed
 
@@ -136,21 +138,36 @@ class ComputedActor:
 
 
 async def _several(ask: Ask, n: int) -> list[Message]:
-    return list(await asyncio.gather(*(ask(nth) for nth in range(n))))
+    """So many replies at once; where one fails the others are not waited for, nor paid."""
+    asked = [asyncio.ensure_future(ask(nth)) for nth in range(n)]
+    try:
+        return await asyncio.gather(*asked)
+    finally:
+        for each in asked:
+            each.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
 
 
 async def _scored(verifier: Verifier, messages: Sequence[Message], message: Message) -> float:
     given: Any = verifier(messages, message)
     score = await given if inspect.isawaitable(given) else given
     try:
-        return float(score)
+        if math.isfinite(score):
+            return float(score)
     except (TypeError, ValueError):
-        raise PolicyError(f"the verifier gave {score!r:.80}, not a number") from None
+        pass
+    raise TaskError(f"the verifier gave {score!r:.80}, which is no number")  # which is not the policy's fault
 
 
 def _vote(message: Message) -> object:
-    calls: Sequence[Mapping[str, Any]] = message.get("tool_calls") or ()
-    if calls:
-        return tuple((call["function"]["name"], call["function"]["arguments"]) for call in calls)
+    if calls := message.get("tool_calls"):
+        return tuple((call["function"]["name"], _meant(call["function"]["arguments"])) for call in calls)
     lines = message["content"].strip().splitlines()
     return "".join(lines[-1].split()).casefold() if lines else ""
+
+
+def _meant(arguments: str) -> str:
+    try:
+        return canonical(json.loads(arguments))
+    except (ValueError, RecursionError):
+        return arguments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from agentgym.engines.local import LocalEngine
 from agentgym.errors import ConfigError
 from agentgym.ledger import Episode
 from agentgym.loop import run_sync
-from agentgym.messages import Message, assistant, call
+from agentgym.messages import Message, assistant, call, raw_call
 from agentgym.policies.compute import AGAIN, NOW, BestOf, Computed, Forced, Majority
 from agentgym.policies.http import ChatPolicy, from_function
 from agentgym.policies.local import LocalPolicy
@@ -72,12 +73,36 @@ def test_a_verifier_picks_the_best_and_may_be_async(register_env):
     assert np.mean([e.reward for e in played(Computed(one, BestOf(8, lambda m, said: 0.0)), env_id)]) < 0.75
 
 
-def test_a_verifier_that_gives_no_number_is_the_policys_failure(register_env):
+@pytest.mark.parametrize("score", ["good", None, float("nan"), float("inf")])
+def test_a_verifier_that_gives_no_number_is_not_the_policys_failure(register_env, score):
     one = ChatPolicy(from_function(guess))
-    (episode,) = played(Computed(one, BestOf(2, lambda messages, message: "good")), register_env(Sum), count=1)  # type: ignore[arg-type,return-value]
+    (episode,) = played(Computed(one, BestOf(2, lambda messages, message: score)), register_env(Sum), count=1)
     assert episode.failure is not None
-    assert episode.counts
-    assert "'good', not a number" in episode.failure.message
+    assert not episode.counts
+    assert "which is no number" in episode.failure.message
+
+
+def test_where_one_reply_fails_the_others_are_not_waited_for(register_env):
+    asked: list[int] = []
+
+    async def says(messages: Sequence[Message], seed: int) -> str:
+        asked.append(seed)
+        if len(asked) % 3:  # all but the last of each three
+            await asyncio.sleep(3600)
+        raise RuntimeError("the server is gone")
+
+    (episode,) = played(Computed(ChatPolicy(from_function(says)), Majority(3)), register_env(Sum), count=1)
+    assert episode.failure is not None  # and not after an hour
+
+
+def test_calls_agree_that_mean_the_same_however_they_are_spelt(register_env):
+    spelt = iter(['{"page": 2}', '{ "page":3}', '{"page":3}', "{", "["])
+
+    def reads(messages: Sequence[Message]) -> Message:
+        return assistant("", raw_call("read", next(spelt))) if len(messages) == 1 else assistant("42")
+
+    (episode,) = played(Computed(ChatPolicy(from_function(reads)), Majority(5)), register_env(Sum), count=1)
+    assert episode.messages[2]["content"] == "page 3"
 
 
 def test_only_the_chosen_reply_is_in_the_conversation_of_the_next_turn(register_env):
