@@ -27,7 +27,7 @@ def parse(config_class: type[Config], argv: Sequence[str], prog: str, example: s
 
     Flags are the field names in kebab case; nested dataclasses lend theirs without a prefix. `--help` ends in the
     example. Wrong usage leaves through SystemExit(2), a wrong file through ConfigError."""
-    args, path = _without_config(_joined(argv))
+    args, path = _without_config(_joined(config_class, argv))
     default = tyro.MISSING_NONPROP if path is None else from_toml(config_class, path)
     try:
         return tyro.cli(config_class, prog=prog, args=args, default=default, config=MARKERS)
@@ -107,19 +107,35 @@ def _toml_value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _joined(argv: Sequence[str]) -> list[str]:
-    """The arguments with the values of every `--set` behind one: tyro would keep those of the last alone."""
+def _joined(config_class: type, argv: Sequence[str]) -> list[str]:
+    """The arguments with the values of a flag that occurs more than once behind its first place: tyro would keep those
+    of the last alone."""
+    values: dict[str, list[str]] = {f"--{name.replace('_', '-')}": [] for name in _tuples(config_class)}
     kept: list[str] = []
-    pairs: list[str] = []
-    is_set = False
+    target, given = kept, []
     for arg in argv:
-        if arg.startswith("-"):
-            is_set = arg == "--set" or arg.startswith("--set=")
-            kept += [] if is_set else [arg]
-            pairs += [arg.partition("=")[2]] if is_set and arg != "--set" else []
-        else:
-            (pairs if is_set else kept).append(arg)
-    return [*kept, "--set", *pairs] if pairs else kept
+        flag, equals, value = arg.partition("=")
+        flag = flag.replace("_", "-")
+        if flag in values:
+            target = values[flag]
+            given.append(flag)
+            target += [value] if equals else []
+            continue
+        if arg.startswith("-") and not arg[1:2].isdigit():
+            target = kept
+        target.append(arg)
+    return kept + [each for flag in dict.fromkeys(given) for each in (flag, *values[flag])]
+
+
+def _tuples(config_class: type) -> set[str]:
+    """Fields that take any number of values, those of nested dataclasses among them."""
+    found: set[str] = set()
+    for name, hint in typing.get_type_hints(config_class).items():
+        if dataclasses.is_dataclass(hint):
+            found |= _tuples(hint)  # type: ignore[arg-type]
+        elif typing.get_origin(hint) is tuple:
+            found.add(name)
+    return found
 
 
 def _without_config(argv: Sequence[str]) -> tuple[list[str], Path | None]:

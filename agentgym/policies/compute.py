@@ -7,11 +7,11 @@ first observation. Nothing of that can train: the ledger is None."""
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ import gymnasium
 from agentgym.env import Observation
 from agentgym.errors import ConfigError, TaskError
 from agentgym.messages import JSON, Message, canonical, user
+from agentgym.plugins import called
 from agentgym.policies.base import Policy
 from agentgym.rollout.driver import derive_seed
 
@@ -149,12 +150,11 @@ async def _several(ask: Ask, n: int) -> list[Message]:
 
 
 async def _scored(verifier: Verifier, messages: Sequence[Message], message: Message) -> float:
-    given: Any = verifier(messages, message)
-    score = await given if inspect.isawaitable(given) else given
+    score = await called(verifier, TaskError, *deepcopy((messages, message)))
     try:
         if math.isfinite(score):
             return float(score)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pass
     raise TaskError(f"the verifier gave {score!r:.80}, which is no number")  # which is not the policy's fault
 

@@ -5,12 +5,11 @@ it. Requests, retries and limits are chat.py's business. There are no tokens of 
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from typing import Any, cast
 
 import gymnasium
@@ -19,6 +18,7 @@ from agentgym.chat import Answer, Chat, ChatClient
 from agentgym.env import Observation
 from agentgym.errors import ConfigError, PolicyError, nearest
 from agentgym.messages import JSON, Message, ToolCall, assistant, raw_call, system, user
+from agentgym.plugins import called
 from agentgym.spaces import as_message
 from agentgym.syntax import SYNTAXES, Syntax, get_syntax
 
@@ -84,35 +84,28 @@ class ChatActor:
 def from_function(function: Callable[..., Any]) -> Chat:
     """A plain or async function as a chat. It is called with what its parameters are named after: `messages` (the
     conversation so far), `tools` (on offer now, or None) and `seed`; and gives text or an assistant message. A plain
-    one runs in a thread. Raises ConfigError for other parameters."""
+    one runs in a thread. What it gives is the policy's own; what it raises is taken for its machine's fault, which is
+    tried again and in no denominator, unless it is a PolicyError. Raises ConfigError for other parameters."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{function!r:.80} does not say its parameters: {error}; wrap it in a function") from None
     named = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     wanted = OFFERED if len(named) < len(parameters) else named
+    if any(p.kind is p.POSITIONAL_ONLY for p in parameters):
+        raise ConfigError(f"{function!r:.80} takes parameters by place only; remove the / from its definition")
     for name in named:
         if name not in OFFERED:
             raise ConfigError(
                 f"{getattr(function, '__name__', function)}() wants {name!r}{nearest(name, OFFERED)} "
                 f"A policy's function takes {', '.join(OFFERED)}, by name"
             )
-    threads = ThreadPoolExecutor(64, thread_name_prefix="agentgym-function")
 
     async def chat(
         messages: Sequence[Message], *, tools: Sequence[Mapping[str, JSON]] | None = None, seed: int | None = None
     ) -> Any:
-        given = {"messages": [dict(m) for m in messages], "tools": tools, "seed": seed}
-        given = {name: given[name] for name in wanted}
-        try:
-            if inspect.iscoroutinefunction(function):
-                return await function(**given)
-            said = await asyncio.get_running_loop().run_in_executor(threads, lambda: function(**given))
-            return await said if inspect.isawaitable(said) else said
-        except (SystemExit, KeyboardInterrupt, asyncio.CancelledError) as stop:  # would end everybody's episodes
-            if isinstance(stop, asyncio.CancelledError) and cast(Any, asyncio.current_task()).cancelling():
-                raise  # it is we who stop
-            raise PolicyError(f"the policy's function raised {type(stop).__name__}") from None
+        given = {"messages": list(messages), "tools": tools, "seed": seed}
+        return await called(function, PolicyError, **deepcopy({name: given[name] for name in wanted}))
 
     return chat
 

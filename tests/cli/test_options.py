@@ -130,3 +130,8 @@ def test_every_set_counts_wherever_it_stands():
     wanted = Given("x", ("a=1", "b=2", "c=3"), 7)
     assert parse(Given, ["x", "--set", "a=1", "b=2", "--limit", "7", "--set", "c=3"], "p", "e") == wanted
     assert parse(Given, ["x", "--set=a=1", "--set", "b=2", "--set", "c=3", "--limit", "7"], "p", "e") == wanted
+
+
+def test_every_value_counts_of_a_flag_that_is_given_more_than_once():
+    given = run("agentgym/Door-v0", "--horizon", "3", "--resume", "--horizon=4", "--output", "x", "--horizon", "5", "6")
+    assert given == Training("agentgym/Door-v0", (3, 4, 5, 6), Path("x"), True)

@@ -82,6 +82,15 @@ def test_a_verifier_that_gives_no_number_is_not_the_policys_failure(register_env
     assert "which is no number" in episode.failure.message
 
 
+def test_a_verifier_that_would_end_the_process_ends_its_episode(register_env):
+    def stops(messages: Sequence[Message], message: Message) -> float:
+        raise SystemExit(1)
+
+    (episode,) = played(Computed(ChatPolicy(from_function(guess)), BestOf(2, stops)), register_env(Sum), count=1)
+    assert episode.failure is not None
+    assert episode.failure.message == "stops() raised SystemExit"
+
+
 def test_where_one_reply_fails_the_others_are_not_waited_for(register_env):
     asked: list[int] = []
 

@@ -325,8 +325,14 @@ def test_a_function_that_wants_something_else_is_refused_by_name():
 
     with pytest.raises(ConfigError, match=r"agent\(\) wants 'message'; did you mean 'messages'\?"):
         from_function(agent)
+
+    def by_place(messages, /):
+        """Cannot be called by name."""
+
     with pytest.raises(ConfigError, match="does not say its parameters"):
         from_function(dict)
+    with pytest.raises(ConfigError, match="by place only"):
+        from_function(by_place)
 
 
 class Hostile(str):
@@ -393,13 +399,36 @@ def test_a_function_that_would_end_the_process_ends_its_episode(play, stop, is_a
     assert event_loop().is_running()
 
 
-def test_what_a_function_raises_itself_is_no_zero_for_the_model(play):
+def test_a_function_may_change_what_it_is_given_and_changes_nothing(play):
+    def meddles(messages, tools):
+        messages[0]["content"] = "nothing to do"
+        messages[-1].get("tool_calls", [{}])[0]["id"] = "z"
+        for offered in tools or ():
+            offered["function"]["name"] = "zzz"
+        return "done"
+
+    episode = play(ChatPolicy(from_function(meddles)))
+    assert episode.messages[0]["content"] != "nothing to do"
+    assert "zzz" not in [offered["function"]["name"] for offered in episode.tools]
+
+
+def test_a_function_that_never_returns_does_not_hold_up_the_end_of_the_process(tmp_path):
+    (tmp_path / "stuck.py").write_text("import time\ndef says(messages):\n    time.sleep(3600)\n")
+    command = ["eval", "agentgym/Door-v0", "--model", "stuck:says", "--limit", "2", "--max-time", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "agentgym.cli", *command], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert "coverage 0.0 % (0 of 2 scored)" in done.stdout
+
+
+@pytest.mark.parametrize("error", [ConnectionError("its own server is down"), StopIteration()])
+def test_what_a_function_raises_itself_is_no_zero_for_the_model(play, error):
     def broken(messages):
-        raise ConnectionError("its own server is down")
+        raise error
 
     episode = play(ChatPolicy(from_function(broken)))
     assert episode.failure is not None
-    assert (episode.failure.kind, episode.failure.cause) == (FailureKind.INFRASTRUCTURE, "ConnectionError")
+    assert episode.failure.kind == FailureKind.INFRASTRUCTURE
 
 
 @pytest.fixture(scope="module")
