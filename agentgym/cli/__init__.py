@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from agentgym.errors import AgentGymError, ConfigError, nearest
+from agentgym.viewer.samples import safe
 
 COMMANDS = {
     "train": "train a policy in an environment; writes runs/<name>/ with a report",
@@ -119,5 +120,5 @@ def _usage() -> str:
 
 def _complain(message: str, code: int) -> int:
     sys.stdout.flush()
-    sys.stderr.write(message + "\n")
+    sys.stderr.write(safe(message) + "\n")  # which may hold what a server said
     return code

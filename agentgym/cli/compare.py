@@ -8,9 +8,8 @@ import difflib
 import gc
 import json as json_
 import shlex
-import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -19,11 +18,12 @@ from typing import Annotated, Any
 import tyro
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from agentgym.cli import say
 from agentgym.cli.options import parse
-from agentgym.cli.show import choose_phase, find_run, safe
+from agentgym.cli.show import choose_phases, find_run, read_config
 from agentgym.errors import ConfigError
 from agentgym.evaluation.compare import (
     POWER,
@@ -40,9 +40,10 @@ from agentgym.evaluation.compare import (
 )
 from agentgym.messages import transcript
 from agentgym.rollout.store import Store, opening
+from agentgym.viewer.report import flat, read_summary
+from agentgym.viewer.samples import safe
 
 EXAMPLE = "agentgym compare runs/eval-Lookup-v0-gold-1 runs/eval-Lookup-v0-random-1"
-TRAINING = ("before", "train", "greedy_before", "greedy_after")  # phases that nobody means without naming them
 NUM_FLIPS = 5  # that the terminal shows; --json has all
 
 
@@ -72,6 +73,8 @@ class Side:
     folder: Path
     phases: tuple[str, ...]
     places: Places
+    stored: float = 1.0  # share of the episodes that were planned; 0 where the run has not ended
+    command: str | None = None  # that wrote it, where it has ended
 
     def __str__(self) -> str:
         return f"{self.folder}:{'+'.join(self.phases)}"
@@ -95,51 +98,61 @@ def told(config: CompareConfig) -> int:
             raise ConfigError(f"{other} is A itself; give another run, or another phase: {other.folder}:PHASE")
         differ = mismatches(first.places, other.places)
         if differ and not config.anyway:
-            raise ConfigError(refusal(first, other, differ))
+            raise ConfigError(safe(refusal(first, other, differ)))
         if not (comparisons := compare(first.places, other.places)):
             raise ConfigError(f"A {first} and B {other} share no environment and split, so nothing can be compared")
         found.append((other, differ, comparisons))
+    num_tests = sum(len(comparisons) for _, _, comparisons in found)
     together = iter(corrected([each for _, _, comparisons in found for each in comparisons]))
-    found = [(other, differ, [next(together) for _ in comparisons]) for other, differ, comparisons in found]
+    found = [(b, differ, [_of_planned(next(together), first, b) for _ in made]) for b, differ, made in found]
     if config.json:
         say(json_.dumps([_as_json(first, *each) for each in found], indent=2))
         return 0
-    say(f"A  {first}")
+    say(safe(f"A  {first}"))
     for other, differ, comparisons in found:
-        say(f"B  {other}")
-        for line in (*settings_that_differ(first.folder, other.folder), *(each.text for each in differ)):
-            say(f"   differs: {line}")
-        Console().print(table(comparisons))
+        say(safe(f"B  {other}"))
+        for line in (*settings_that_differ(first, other), *(each.text for each in differ)):
+            say(safe(f"   differs: {line}"))
+        for side in (side for side in (first, other) if side.stored < 1):
+            say(f"   {side} is not finished: what is missing counts as not covered; its command goes on with --resume")
+        Console().print(table(comparisons, num_tests))
         for line in remarks(comparisons, partial(shown, a=first, b=other)):
-            say(line)
+            say(safe(line))
     return 0
 
 
 def read(run: str) -> Side:
-    """A run, and of it the phase behind a colon, or all that an evaluation wrote, or what a training run ended with."""
+    """A run, and of it the phase behind a colon, or every part of an evaluation, or what a training run ended with."""
     try:
         folder, phase = find_run(run), None
     except ConfigError:
-        name, colon, phase = run.rpartition(":")
-        if not colon:
+        name, _, phase = run.rpartition(":")
+        if not name or not phase:
             raise
         folder = find_run(name)
     with Store(folder / "run.sqlite", readonly=True) as store:
-        there = store.runs()
-        evaluated = [name for name in there if name not in TRAINING] if phase is None else []
-        phases = tuple(evaluated) or (choose_phase(phase, there, folder),)
+        phases = choose_phases(phase, store.runs(), folder)
         results = [each for name in phases for each in store.outcomes(run=name)]
         if any(each.opening is None for each in results):  # a file from before they were kept
             told = {each.key: opening(each.messages) for name in phases for each in store.episodes(run=name)}
             results = [each._replace(opening=told[each.key]) for each in results]
-    return Side(folder, phases, by_place(results))
+    if not (folder / "summary.json").is_file():
+        return Side(folder, phases, by_place(results), 0.0)
+    summary = read_summary(folder)
+    parts = [each["num_planned"] for each in summary.get("environments", ()) if each["name"] in phases]
+    planned = sum(parts) or summary.get("num_planned") or len(results)
+    return Side(folder, phases, by_place(results), min(1.0, len(results) / planned), summary.get("command"))
+
+
+def _of_planned(found: Comparison, a: Side, b: Side) -> Comparison:
+    return replace(found, coverage_a=found.coverage_a * a.stored, coverage_b=found.coverage_b * b.stored)
 
 
 def refusal(a: Side, b: Side, differ: Sequence[Mismatch]) -> str:
     lines = [f"A {a} and B {b} are not the same experiment; --anyway compares what they share."]
     for each in differ:
         lines += [f"  {each.text}", *(f"    {line}" for line in prompt_diff(a, b, each))]
-    return "\n".join([*lines, *(f"  {line}" for line in settings_that_differ(a.folder, b.folder))])
+    return "\n".join([*lines, *(f"  {line}" for line in settings_that_differ(a, b))])
 
 
 def prompt_diff(a: Side, b: Side, of: Mismatch, most: int = 12) -> Iterator[str]:
@@ -150,7 +163,7 @@ def prompt_diff(a: Side, b: Side, of: Mismatch, most: int = 12) -> Iterator[str]
             run, update, task, attempt = key
             [episode] = store.episodes(run=run, update=update, task=task, attempt=attempt)
         told = takewhile(lambda message: message["role"] != "assistant", episode.messages)
-        texts.append(safe(transcript(told)).splitlines())
+        texts.append(transcript(told).splitlines())
     if texts:
         lines = [*difflib.unified_diff(texts[0], texts[1], "A", "B", lineterm="", n=0)]
         yield from (line[:200] for line in lines[:most])
@@ -158,25 +171,27 @@ def prompt_diff(a: Side, b: Side, of: Mismatch, most: int = 12) -> Iterator[str]
             yield f"… {len(lines) - most} lines more"
 
 
-def settings_that_differ(a: Path, b: Path) -> list[str]:
-    """`name: value of A -> value of B` for the two config.toml files, versions of packages left out."""
-    one, two = (_flat(folder / "config.toml") for folder in (a, b))
-    names = sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
+def settings_that_differ(a: Side, b: Side) -> list[str]:
+    """`name: value of A -> value of B` for the two config.toml files, versions of packages left out; of two commands
+    the settings that both have."""
+    one, two = (flat(read_config(side.folder)) for side in (a, b))
+    known = one.keys() | two.keys() if a.command == b.command else one.keys() & two.keys()
+    names = sorted(name for name in known if one.get(name) != two.get(name))
     return [f"{name}: {one.get(name)!r} -> {two.get(name)!r}" for name in names if not name.startswith("versions.")]
 
 
-def table(comparisons: Sequence[Comparison]) -> Table:
-    """A row for success and one for the mean reward of each environment and split."""
+def table(comparisons: Sequence[Comparison], num_tests: int) -> Table:
+    """A row for success and one for the mean reward of each environment and split, of `num_tests` made together."""
     made = Table(box=SIMPLE_HEAD, pad_edge=False)
     made.add_column("environment, split")
     for heading in ("A", "B", "B − A", "95 % interval", "p"):
         made.add_column(heading, justify="right", no_wrap=True)
     for each in comparisons:
-        p = f"{each.success.p:.2g}" + (f" ({each.p_holm:.2g})" if len(comparisons) > 1 else "")
-        made.add_row(f"{each.name}, {each.split}", *_cells(each.success), p)
+        p = f"{each.success.p:.2g}" + (f" ({each.p_holm:.2g})" if num_tests > 1 else "")
+        made.add_row(escape(safe(f"{each.name}, {each.split}")), *_cells(each.success), p)
         if (each.reward.a, each.reward.b) != (each.success.a, each.success.b):
             made.add_row("  mean reward", *_cells(each.reward), f"{each.reward.p:.2g}")
-    more = "; in brackets corrected for the number of rows (Holm)" if len(comparisons) > 1 else ""
+    more = f"; in brackets corrected for {num_tests} comparisons (Holm)" if num_tests > 1 else ""
     tests = " or ".join(sorted({each.test for each in comparisons}))
     made.caption = f"success in %, a mean over tasks; p: {tests}{more}"
     made.caption_justify = "left"
@@ -207,10 +222,18 @@ def remarks(comparisons: Sequence[Comparison], command: Callable[[Flip], list[st
 def shown(flip: Flip, a: Side, b: Side) -> list[str]:
     """The commands that print the two transcripts."""
     return [
-        shlex.join(["agentgym", "show", str(side.folder), "--phase", run, "--task", task, "--attempt", str(attempt)])
+        " ".join(map(_word, ("agentgym", "show", str(side.folder), "--phase", run, f"--task={task}")))
+        + f" --attempt {attempt}"
         + (f" --update {update}" if update else "")
         for side, (run, update, task, attempt) in ((a, flip.shows_a), (b, flip.shows_b))
     ]
+
+
+def _word(text: str) -> str:
+    """Quoted for a shell; what cannot be printed as the escapes of $'…'."""
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + "".join(x if x.isprintable() and x not in "\\'" else f"\\U{ord(x):08x}" for x in text) + "'"
 
 
 def _as_json(a: Side, b: Side, differ: Sequence[Mismatch], comparisons: Sequence[Comparison]) -> dict[str, Any]:
@@ -218,22 +241,10 @@ def _as_json(a: Side, b: Side, differ: Sequence[Mismatch], comparisons: Sequence
     for told, each in zip(made, comparisons, strict=True):
         for line, flip in zip(told["flips"], each.flips, strict=True):
             line["show_a"], line["show_b"] = shown(flip, a, b)
-    differences = [*settings_that_differ(a.folder, b.folder), *(each.text for each in differ)]
+    differences = [*settings_that_differ(a, b), *(each.text for each in differ)]
     return {"a": str(a), "b": str(b), "differs": differences, "comparisons": made}
 
 
 def _cells(of: Difference) -> tuple[str, ...]:
     bounds = f"[{100 * of.low:+.1f}, {100 * of.high:+.1f}]"
     return f"{100 * of.a:.1f}", f"{100 * of.b:.1f}", f"{100 * of.value:+.1f}", bounds
-
-
-def _flat(path: Path) -> dict[str, Any]:
-    """The values of a TOML file by dotted name; none where there is no such file."""
-    if not path.is_file():
-        return {}
-
-    def walk(table: Mapping[str, Any], before: str) -> Iterator[tuple[str, Any]]:
-        for name, value in table.items():
-            yield from walk(value, f"{before}{name}.") if isinstance(value, dict) else [(before + name, value)]
-
-    return dict(walk(tomllib.loads(path.read_text(encoding="utf-8")), ""))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,12 +19,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from agentgym.cli import Interrupted, say
-from agentgym.cli.horizon_table import WHENS, Figures, curve_table, remarks
+from agentgym.cli.horizon_table import WHENS, Figures, rates_table, remarks
 from agentgym.cli.lock import LOCK_FILE, locked
 from agentgym.cli.options import as_dict, from_toml, leaves, parse, settings, to_toml
 from agentgym.cli.policy import MAY_CHANGE, PolicyConfig, load_policy, size_of
+from agentgym.cli.show import find_run
 from agentgym.cli.versions import versions
 from agentgym.errors import ConfigError
+from agentgym.evaluation.budget import NONE, spent_by
 from agentgym.evaluation.conditioning import conditioning
 from agentgym.evaluation.figures import Evaluation
 from agentgym.evaluation.hazard import hazard
@@ -37,6 +40,7 @@ from agentgym.policies.base import Policy
 from agentgym.policies.context import ContextConfig
 from agentgym.rollout.store import Store
 from agentgym.viewer.report import read_summary, write_report
+from agentgym.viewer.samples import safe
 
 EXAMPLE = "agentgym horizon agentgym/Lookup-v0 --model runs/Lookup-v0-1/model --horizon 1 2 4 8 16 32"
 LONGEST = 20  # history that is chosen where none is given
@@ -99,40 +103,50 @@ class HorizonConfig:
 
 def main(argv: Sequence[str]) -> int:
     config = parse(HorizonConfig, argv, "agentgym horizon", EXAMPLE)
-    is_run = Path(config.env).is_dir()
-    if not is_run:  # fail before anything is written
-        choose_tasks(config.env, arguments(config.split, config.horizon, config.kwargs), limit=1)
-    folder = _open_folder(config)
+    began_s, folder = time.monotonic(), _choose_folder(config)
+    is_run = any(place.is_dir() for place in (Path(config.env), Path("runs") / config.env))
+    found, policies = (_recorded(find_run(config.env)), {}) if is_run else ({}, _policies(config))
+    folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         lasting = replace(config, output=None, resume=False, json=False)
         (folder / "config.toml").write_text(to_toml(lasting, versions()), encoding="utf-8")
         if is_run:
-            return _sum_up(config, folder, _recorded(Path(config.env)))
+            return _sum_up(config, folder, found, began_s)
         with Store(folder / "run.sqlite") as store:  # closed last: whoever reads beside it leaves no files of its own
             try:
                 with _bars(config) as bar:
-                    found = run_sync(_played(config, store, bar))
+                    found = run_sync(_played(config, policies, store, bar))
             except KeyboardInterrupt:
-                again = [
-                    "agentgym",
-                    "horizon",
-                    *argv,
-                    *(() if config.resume else ("--output", str(folder), "--resume")),
-                ]
+                again = ["agentgym", "horizon", *argv, *(() if config.output else ("--output", str(folder)))]
+                again += [] if config.resume else ["--resume"]
                 raise Interrupted(f"Stopped; what was played is kept. Go on with:\n  {shlex.join(again)}") from None
-            return _sum_up(config, folder, found)
+            return _sum_up(config, folder, found, began_s)
 
 
-def _sum_up(config: HorizonConfig, folder: Path, found: Figures) -> int:
+def _policies(config: HorizonConfig) -> dict[str, Policy]:
+    """What is measured, when every world that it will play in can be made. Raises ConfigError."""
+    for more in ({}, *({"difficulty": level} for level in config.difficulty)):
+        choose_tasks(config.env, arguments(config.split, config.horizon, config.kwargs | more), limit=1)
+    models = zip(WHENS, (config.before, config.policy.model), strict=True)
+    return {
+        when: load_policy(replace(config.policy, model=model), config.view, config.concurrency)
+        for when, model in models
+        if model is not None
+    }
+
+
+def _sum_up(config: HorizonConfig, folder: Path, found: Figures, began_s: float) -> int:
     """The summary, the report, and what the terminal shows of them."""
-    summary = {"command": "horizon", "seed": config.seed, **found, "versions": versions(), "config": as_dict(config)}
+    seconds = {"seconds_total": time.monotonic() - began_s}
+    made_with = {"versions": versions(), "config": as_dict(config)}
+    summary = {"command": "horizon", "seed": config.seed, **found, **seconds, **made_with}
     (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     report = write_report(folder)
     if config.json:
         say(json.dumps(summary, indent=1))
     else:
-        Console().print(curve_table(summary))
-        say("\n".join(remarks(summary)))
+        Console().print(rates_table(summary["by_horizon"], f"{summary['env']} · {summary['model']}"))
+        say(safe("\n".join(remarks(summary))))
         say(f"report   {report}\nsummary  {folder / 'summary.json'}")
     return 0 if summary["by_horizon"] else 1
 
@@ -140,19 +154,35 @@ def _sum_up(config: HorizonConfig, folder: Path, found: Figures) -> int:
 # -- what is measured ---------------------------------------------------------------------------------------------
 
 
-async def _played(config: HorizonConfig, store: Store, bar: Bar) -> Figures:
+async def _played(config: HorizonConfig, policies: Mapping[str, Policy], store: Store, bar: Bar) -> Figures:
     """Play what is not played yet, and measure it."""
     phases: dict[str, Figures] = {}
-    for when, model in zip(WHENS, (config.before, config.policy.model), strict=True):
-        if model is None:
-            continue
-        policy = load_policy(replace(config.policy, model=model), config.view, config.concurrency)
+    for when, policy in policies.items():
         try:
             phases[when] = await _Measured(config, when, policy, store, bar).figures()
         finally:
             if (close := getattr(policy, "aclose", None)) is not None:  # of a chat with a server
                 await close()
-    return {"env": config.env, "model": config.policy.model, "before": config.before, **beside(phases)}
+    sizes = {when: size_of(config.policy, policy) for when, policy in policies.items()}
+    about = {"env": config.env, "model": config.policy.model, "before": config.before}
+    return {**about, **beside(phases), **_spent(store, sizes)}
+
+
+def _spent(store: Store, sizes: Mapping[str, int | None]) -> Figures:
+    """What all episodes of the policies came to, planted errors and maps included; `sizes` are their parameters. FLOPs
+    are two for each parameter and token (Kaplan et al. 2020, arXiv:2001.08361, section 2.1, without attention); None
+    where tokens are of a policy whose size is not known, or no size is."""
+    of_run = {run: size for run in store.runs() for when, size in sizes.items() if run.partition("-")[0] == when}
+    tokens, unsized, num_turns, flops = NONE, NONE, 0, 0.0
+    for run, size in of_run.items():
+        for episode in store.episodes(run=run):
+            spent = spent_by(episode)
+            tokens += spent
+            unsized += spent if size is None else NONE
+            num_turns += len(episode.turns)
+            flops += 2.0 * (size or 0) * spent.total
+    known = flops if any(sizes.values()) and not unsized.total else None
+    return {"num_turns": num_turns, "prompt_tokens": tokens.prompt, "sampled_tokens": tokens.sampled, "flops": known}
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,17 +244,18 @@ class _Measured:
 
 
 def _recorded(run: Path) -> Figures:
-    """The figures of a run's evaluation episodes: before and after training, or those of `agentgym eval`."""
+    """The figures of a run's evaluation episodes: before and after training, or those of `agentgym eval`. Raises
+    ConfigError where their tasks name no horizon."""
     told = read_summary(run)
     config = told.get("config") or {}
     with Store(run / "run.sqlite", readonly=True) as store:
         names = {"before": "before", "after": "after", "eval": "after"}
         episodes = {names[name]: list(store.episodes(run=name)) for name in store.runs() if name in names}
-    horizons = tuple(config.get("test_horizon") or config.get("horizon") or ())
-    if not episodes or not horizons:
+    if all(episode.metadata.get("horizon") is None for played in episodes.values() for episode in played):
         raise ConfigError(f"{run} holds no evaluation by horizon; give the environment, and the model with --model")
-    [env] = [told["env"]] if isinstance(told["env"], str) else told["env"]
-    kwargs = arguments(config.get("split") or "test", horizons, settings(config.get("set") or ()))
+    [env, *_] = {episode.env_id for played in episodes.values() for episode in played}
+    asked = tuple(config.get("test_horizon") or config.get("horizon") or ())
+    kwargs = arguments(config.get("split") or "test", asked, settings(config.get("set") or ()))
     phases = {when: run_sync(measured(env, kwargs, episodes[when])) for when in WHENS if when in episodes}
     trained = config.get("horizon") if "test_horizon" in config else None
     return {"env": env, "model": told.get("model"), "run": str(run), **beside(phases, trained or ())}
@@ -264,8 +295,8 @@ def beside(phases: Mapping[str, Figures], trained: Sequence[int] = ()) -> Figure
 # -- the run's folder and its progress ------------------------------------------------------------------------------
 
 
-def _open_folder(config: HorizonConfig) -> Path:
-    """The run's folder with its config.toml: a new one, or with --resume the one in --output."""
+def _choose_folder(config: HorizonConfig) -> Path:
+    """The run's folder: a new one, or with --resume the one in --output. Makes none."""
     stem = f"horizon-{Path(config.env).name}"
     folder = config.output
     if config.resume:
@@ -283,7 +314,6 @@ def _open_folder(config: HorizonConfig) -> Path:
         folder = Path("runs") / f"{stem}-{max(taken, default=0) + 1}"
     elif folder.exists() and (not folder.is_dir() or any(path.name != LOCK_FILE for path in folder.iterdir())):
         raise ConfigError(f"--output {folder} is there already: add --resume to go on, or choose another")
-    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

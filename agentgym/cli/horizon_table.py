@@ -1,29 +1,40 @@
-"""What `agentgym horizon` prints of its summary.
+"""What the terminal shows of success by horizon, and of what else `agentgym horizon` measures.
 
 Owns the words and the table. The figures are cli/horizon.py's, the report viewer/'s."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from agentgym.evaluation.horizon import HalfHorizon
+from agentgym.viewer.samples import safe
 
 Figures = dict[str, Any]
 WHENS = ("before", "after")
+COLUMNS = (*WHENS, "greedy_before", "greedy_after")
 
 
-def curve_table(summary: Figures) -> Table:
-    """Success by horizon, a column for each policy, every cell with its interval and denominator."""
-    phases = [when for when in WHENS if f"h50_{when}" in summary]
-    table = Table(title=f"{summary['env']} · {summary.get('model')}", title_justify="left")
-    for heading in ("horizon", *(phases if len(phases) > 1 else ["success"])):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in summary["by_horizon"]:
-        cells = [row.get(when) for when in phases]
-        table.add_row(str(row["horizon"]), *("–" if cell is None else _rate(cell) for cell in cells))
+def rates_table(rows: Sequence[Figures], title: str = "") -> Table:
+    """Success by horizon, a column for each policy, every cell with its interval; with its denominator where there is
+    room for it, else the least and the most of these stand below."""
+    columns = [name for name in COLUMNS if any(row.get(name) for row in rows)]
+    has_room = len(columns) <= len(WHENS)
+    sizes = sorted({row[name]["n"] for row in rows for name in columns if row.get(name)})
+    about = "* trained; " if any(row.get("trained") for row in rows) else ""
+    about += "95 % intervals" + ("" if has_room else f"; scored per cell: {sizes[0]} to {sizes[-1]}")
+    table = Table(title=escape(safe(title)), caption=about, box=SIMPLE_HEAD, pad_edge=False)
+    table.title_justify = table.caption_justify = "left"
+    for heading in ("horizon", *(columns if len(columns) > 1 else ["success"])):
+        table.add_column(heading.replace("_", " "), justify="right")
+    for row in rows:
+        cells = [_rate(row.get(name), has_room) for name in columns]
+        table.add_row(f"{row['horizon']}{' *' if row.get('trained') else ''}", *cells)
     return table
 
 
@@ -73,10 +84,12 @@ def _of_planted(found: Figures | None) -> list[str]:
     ]
 
 
-def _rate(cell: Figures) -> str:
-    return f"{100 * cell['rate']:.1f} % [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}] of {cell['n']}"
+def _rate(cell: Figures | None, has_room: bool) -> str:
+    if not cell or cell.get("rate") is None:
+        return "–"
+    rate, low, high = (f"{100 * cell[name]:.{int(has_room)}f}" for name in ("rate", "low", "high"))
+    return f"{rate} % [{low}, {high}]" + (f" of {cell['n']}" if has_room else "")
 
 
 def _half(half: Figures | None) -> str:
-    names = [each.name for each in fields(HalfHorizon)]
-    return "–" if half is None else str(HalfHorizon(**{name: half[name] for name in names}))
+    return "–" if half is None else str(HalfHorizon(**{each.name: half[each.name] for each in fields(HalfHorizon)}))

@@ -5,22 +5,22 @@ Owns the command and its table. How an episode is judged again is evaluation/sco
 from __future__ import annotations
 
 import json as json_
-import tomllib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from agentgym.cli import say
 from agentgym.cli.compare import Side, remarks, shown, table
 from agentgym.cli.options import parse, settings
-from agentgym.cli.show import choose_phase, find_run
+from agentgym.cli.show import choose_phases, find_run, read_config
 from agentgym.env import AgentEnv
 from agentgym.errors import ConfigError
+from agentgym.evaluation import suite
 from agentgym.evaluation.score import Verdict, against_stored, rescore, stored_task
 from agentgym.ledger import Episode
 from agentgym.loop import run_sync
@@ -28,6 +28,7 @@ from agentgym.registry import make
 from agentgym.rewards import Score
 from agentgym.rollout.replay import replay
 from agentgym.rollout.store import Store
+from agentgym.viewer.samples import safe
 
 EXAMPLE = "agentgym score runs/eval-Code-v0-gold-1 --set sandbox=bubblewrap"
 
@@ -42,9 +43,9 @@ class ScoreConfig:
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """folder of a run, or its name under runs/"""
     phase: str | None = None
-    """which episodes: before, after, train, eval; the last one of the run without it"""
+    """which episodes: before, after, train, eval; without it every part of an evaluation, or what a run ended with"""
     limit: int | None = None
-    """the first so many episodes"""
+    """the first so many episodes of a phase"""
     set: tuple[str, ...] = ()
     """other arguments of the environment than the run's, name=JSON: --set sandbox=bubblewrap"""
     replay: bool = False
@@ -52,37 +53,48 @@ class ScoreConfig:
     json: bool = False
     """print one object per episode"""
 
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"--limit {self.limit}: give at least 1")
+
 
 def main(argv: Sequence[str]) -> int:
     config = parse(ScoreConfig, argv, "agentgym score", EXAMPLE)
     folder = find_run(config.run)
-    config_path = folder / "config.toml"
-    told = tomllib.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+    told = read_config(folder)
+    parts = suite.load(told["suite"]).parts if "suite" in told else ()
+    has_changed = False
     with Store(folder / "run.sqlite", readonly=True) as store:
-        phase = choose_phase(config.phase, store.runs(), folder)
-        episodes = list(store.episodes(run=phase, limit=config.limit))
-        tasks: Any = store.tasks()
-    if not episodes[0].env_id:
-        raise ConfigError(f"{folder}: its episodes name no environment, so nothing can judge them")
-    env = make(episodes[0].env_id, **{**settings(told.get("set", ())), **settings(config.set)})
+        tasks = store.tasks()
+        for phase in choose_phases(config.phase, store.runs(), folder):
+            episodes = list(store.episodes(run=phase, limit=config.limit))
+            own = (part.set for part in parts if part.name == phase or len(parts) == 1)
+            verdicts = _judged(config, episodes, tasks, next(own, settings(told.get("set", ()))))
+            has_changed |= any(verdict.changed for verdict in verdicts)
+            if config.json:
+                say("\n".join(json_.dumps(_as_json(verdict)) for verdict in verdicts))
+            else:
+                _tell(verdicts, phase, folder)
+    return 1 if has_changed else 0
 
+
+def _judged(
+    config: ScoreConfig, episodes: Sequence[Episode], tasks: Any, env_kwargs: Mapping[str, Any]
+) -> list[Verdict]:
+    """Verdicts on the episodes of one environment."""
+    if not episodes[0].env_id:
+        raise ConfigError(f"{config.run}: its episodes name no environment, so nothing can judge them")
+    env = make(episodes[0].env_id, **{**env_kwargs, **settings(config.set)})
     base: Any = env.unwrapped
     judged = _replayed(base, episodes, tasks) if config.replay else rescore(base, episodes, tasks)
     try:
-        verdicts = run_sync(_gathered(judged, len(episodes)))
+        return run_sync(_gathered(judged, len(episodes)))
     finally:
         env.close()
-    if config.json:
-        for verdict in verdicts:
-            say(json_.dumps(_as_json(verdict)))
-    else:
-        _tell(verdicts, phase, folder)
-    return 1 if any(verdict.changed for verdict in verdicts) else 0
 
 
 async def _gathered(judged: AsyncIterator[Verdict], total: int) -> list[Verdict]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("judging", total=total)
         found = []
         async for verdict in judged:
@@ -115,7 +127,7 @@ def _tell(verdicts: Sequence[Verdict], phase: str, folder: Path) -> None:
     for verdict in verdicts:
         if verdict.changed and verdict.score is not None:
             before, after = verdict.episode.reward, verdict.score.reward
-            say(f"{verdict.episode.task_id} attempt {verdict.episode.attempt}: {before:g} -> {after:g}")
+            say(safe(f"{verdict.episode.task_id} attempt {verdict.episode.attempt}: {before:g} -> {after:g}"))
     num_judged, num_changed = sum(v.score is not None for v in verdicts), sum(v.changed for v in verdicts)
     comparisons = against_stored(verdicts)
     told = "; ".join(f"success {each.b}" for each in comparisons)
@@ -124,9 +136,9 @@ def _tell(verdicts: Sequence[Verdict], phase: str, folder: Path) -> None:
     if num_changed:
         side = Side(folder, (phase,), {})
         say("A: the stored verdicts; B: those of now")
-        Console().print(table(comparisons))
+        Console().print(table(comparisons, len(comparisons)))
         for line in remarks(comparisons, lambda flip: shown(flip, side, side)[:1]):
-            say(line)
+            say(safe(line))
     for verdict in sorted((v for v in verdicts if v.why), key=lambda v: v.score is not None)[:5]:
         what = "not judged: " if verdict.score is None else ""
-        say(f"  {what}{verdict.episode.task_id} attempt {verdict.episode.attempt}: {verdict.why}")
+        say(safe(f"  {what}{verdict.episode.task_id} attempt {verdict.episode.attempt}: {verdict.why}"))

@@ -4,26 +4,27 @@ Owns the choice of what to print. The page with all of it is viewer/report.py's 
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
-from agentgym.cli import say
+from agentgym.cli import horizon_table, say
 from agentgym.cli.options import parse
 from agentgym.errors import ConfigError, nearest
 from agentgym.ledger import Episode
 from agentgym.messages import transcript
 from agentgym.rollout.store import Store
+from agentgym.viewer.horizons import columns, half_text
 from agentgym.viewer.report import percent, read_summary
+from agentgym.viewer.samples import safe
 
 EXAMPLE = "agentgym show runs/Lookup-v0-1 --phase after --episode 0"
-COLUMNS = ("before", "after", "greedy_before", "greedy_after")
+TRAINED = ("after", "train", "before")  # phases of a run with more than evaluations, the one that is meant first
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class ShowConfig:
     update: int | None = None
     """only episodes of this update of a training run"""
     failed: bool = False
-    """count only episodes without success"""
+    """only episodes without success"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     store = Store(folder / "run.sqlite", readonly=True)
     try:
         phases = store.runs()
-        if (config.episode, config.task, config.attempt, config.update) == (None,) * 4:
+        if (config.episode, config.task, config.attempt, config.update, config.failed) == (*(None,) * 4, False):
             show_figures(folder, phases)
         else:
             episode, index = choose_episode(store, choose_phase(config.phase, phases, folder), config)
@@ -76,30 +77,50 @@ def choose_phase(wanted: str | None, phases: Mapping[str, int], folder: Path) ->
     if not phases:
         raise ConfigError(f"{folder} holds no finished episode yet")
     if wanted is None:
-        return "after" if "after" in phases else list(phases)[-1]
+        return next((name for name in TRAINED if name in phases), list(phases)[-1])
     if wanted not in phases:
-        raise ConfigError(f"--phase {wanted}: {folder} has {', '.join(phases)}{nearest(wanted, list(phases))}")
+        known = f"{folder} has {', '.join(phases)}{nearest(wanted, list(phases))}"
+        raise ConfigError(f"there is no phase {wanted!r}: {known}")
     return wanted
+
+
+def choose_phases(wanted: str | None, phases: Mapping[str, int], folder: Path) -> tuple[str, ...]:
+    """The phase that is meant; of an evaluation every part."""
+    is_evaluation = wanted is None and not phases.keys() & {*TRAINED}
+    return tuple(phases) if is_evaluation and phases else (choose_phase(wanted, phases, folder),)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The run's config.toml; nothing where it has none. Raises ConfigError where it cannot be read."""
+    path = folder / "config.toml"
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not readable as TOML: {error}; restore it") from error
 
 
 def choose_episode(store: Store, phase: str, config: ShowConfig) -> tuple[Episode, int]:
     """The episode that is meant, and its place in the phase. Only its record is unpacked, however many there are."""
+    played = store.outcomes(run=phase)
+    known = list(dict.fromkeys(each.task_id for each in played))
+    begun = [task for task in known if config.task is None or task.startswith(config.task)]
+    tasks = {config.task} if config.task in begun else {*begun}
     found = [
         (index, each)
-        for index, each in enumerate(store.outcomes(run=phase))
-        if (config.task is None or each.task_id.startswith(config.task))
+        for index, each in enumerate(played)
+        if each.task_id in tasks
         and (config.attempt is None or each.attempt == config.attempt)
         and (config.update is None or each.update == config.update)
         and not (config.failed and each.success)
     ]
     number = config.episode or 0
-    if config.task is not None and not found:
-        known = list(dict.fromkeys(each.task_id for each in store.outcomes(run=phase)))
-        raise ConfigError(f"--task {config.task}: phase {phase} has no such episode{nearest(config.task, known)}")
+    if not found:
+        flag = "" if config.task is None else f"--task {config.task}: "
+        hint = "" if tasks else nearest(config.task or "", known)
+        raise ConfigError(safe(f"{flag}phase {phase} has no such episode{hint}"))
     if not 0 <= number < len(found):
-        raise ConfigError(
-            f"--episode {number}: phase {phase} has {len(found)} such episodes; give 0 to {len(found) - 1}"
-        )
+        there = f"phase {phase} has {len(found)} such episodes"
+        raise ConfigError(f"--episode {number}: {there}; give 0 to {len(found) - 1}")
     index, result = found[number]
     run, update, task, attempt = result.key
     [episode] = store.episodes(run=run, update=update, task=task, attempt=attempt)
@@ -111,7 +132,7 @@ def show_episode(episode: Episode, index: int) -> None:
     horizon = episode.metadata.get("horizon")
     about = [f"episode {index}", f"phase {episode.run}", f"task {episode.task_id}", f"attempt {episode.attempt}"]
     about += [] if horizon is None else [f"horizon {horizon}"]
-    say(" · ".join(about))
+    say(safe(" · ".join(about)))
     say(safe(transcript(episode.messages)))
     say(f"{verdict}: reward {episode.reward:g}, {len(episode.turns)} turns, ended: {episode.stop_reason}")
     if episode.failure is not None:
@@ -123,10 +144,12 @@ def show_figures(folder: Path, phases: Mapping[str, int]) -> None:
         say(f"{folder} is not finished: no summary.json yet. Its command goes on with --resume.")
     else:
         summary = read_summary(folder)
-        say(f"{summary.get('env')} · {summary.get('model') or 'from scratch'} · seed {summary.get('seed')}")
-        say(_headline(summary))
+        about = f"{summary.get('env')} · {summary.get('model') or 'from scratch'} · seed {summary.get('seed')}"
+        say(safe(about))
+        is_horizon = summary.get("command") == "horizon"
+        say(safe("\n".join(horizon_table.remarks(summary)) if is_horizon else _headline(summary)))
         if summary.get("by_horizon"):
-            Console().print(horizon_table(summary["by_horizon"]))
+            Console().print(horizon_table.rates_table(columns(summary)))
     kb = (folder / "run.sqlite").stat().st_size / 1000
     size = f"; {kb / sum(phases.values()):,.1f} kB each" if phases else ""
     say("episodes: " + (", ".join(f"{phase} {n:,}" for phase, n in phases.items()) or "none yet") + size)
@@ -135,41 +158,13 @@ def show_figures(folder: Path, phases: Mapping[str, int]) -> None:
     say(f"An episode: agentgym show {folder} --episode 0")
 
 
-def horizon_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Rows of summary.json's by_horizon, of a training run (before, after, …) or of an evaluation."""
-    columns = [name for name in COLUMNS if any(row.get(name) for row in rows)]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("horizon", justify="right")
-    for name in columns or ["success"]:
-        table.add_column(name.replace("_", " "), justify="right")
-    for row in rows:
-        cells = [row.get(name) for name in columns] if columns else [row]
-        table.add_row(f"{row['horizon']}{' *' if row.get('trained') else ''}", *map(_cell, cells))
-    sizes = sorted({cell["n"] for row in rows for name in columns if (cell := row.get(name))} or {r["n"] for r in rows})
-    trained = "* trained; " if any(row.get("trained") for row in rows) else ""
-    table.caption = f"{trained}95 % intervals; scored per cell: {'–'.join(map(str, sorted({sizes[0], sizes[-1]})))}"
-    table.caption_justify = "left"
-    return table
-
-
 def _headline(summary: Mapping[str, Any]) -> str:
     if "success_after" in summary:
         half = summary.get("h50_after") or {}
         low, high = summary.get("ci_after") or (None, None)
         line = f"success {percent(summary.get('success_before'))} -> {percent(summary['success_after'])}"
         line += f" [{percent(low)}, {percent(high)}]"
-        return line + (f", 50 % horizon {'≥ ' if half.get('at_least') else ''}{half['value']:.1f}" if half else "")
+        return line + (f", 50 % horizon {half_text(half)}" if half else "")
     success = summary.get("success") or {}
     line = f"success {percent(success.get('rate'))} [{percent(success.get('low'))}, {percent(success.get('high'))}]"
     return f"{line} of {success.get('n')} scored, coverage {percent(summary.get('coverage'))}, {summary.get('verdict')}"
-
-
-def _cell(cell: Mapping[str, Any] | None) -> str:
-    if not cell or cell.get("rate") is None:
-        return "–"
-    return f"{100 * cell['rate']:.0f} % [{100 * cell['low']:.0f}, {100 * cell['high']:.0f}]"
-
-
-def safe(text: str) -> str:
-    """What a model wrote, without the control characters that would drive the terminal."""
-    return "".join(char if char.isprintable() or char in "\n\t" else f"‹U+{ord(char):04X}›" for char in text)

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from agentgym.cli.lock import locked
 from agentgym.cli.options import as_dict
 from agentgym.cli.train_controls import CONTROLS, run_controls
-from agentgym.cli.train_summary import before_and_after, by_horizon, control_figures, table, update_line
+from agentgym.cli.train_summary import before_and_after, by_horizon, control_figures, spent, table, update_line
 from agentgym.cli.versions import versions
 from agentgym.engines.causal import CausalLM, load_model, load_tokenizer
 from agentgym.engines.local import LocalEngine
@@ -55,6 +55,7 @@ from agentgym.viewer.report import write_report
 if TYPE_CHECKING:
     from agentgym.cli.train import TrainConfig
 
+RETRIES = 3  # of a start that fails by chance
 DEMONSTRATION_TURNS = 64  # a demonstrator is stopped by its own giving up, not by the agent's limit
 
 
@@ -300,14 +301,14 @@ class Job:
         before, after, seconds = p["before"], p["after"], p["seconds"]
         train_s = p.get("seconds_train", 0.0)
         updates = read_metrics(self.folder / "metrics.jsonl")
-        tokens, waited_s = (
-            sum(update.get(key, 0.0) for update in updates) for key in ("tokens_sampled", "seconds_env")
-        )
+        waited_s = sum(update.get("seconds_env", 0.0) for update in updates)
+        num_parameters = sum(w.numel() for w in self.lm.model.parameters())
+        cost = spent(updates, num_parameters)
         return {
             "env": config.env,
             "seed": config.seed,
             "model": config.model or "scratch",
-            "num_parameters": sum(w.numel() for w in self.lm.model.parameters()),
+            "num_parameters": num_parameters,
             **before_and_after("success", "ci", before["sampled"], after["sampled"]),
             **before_and_after("greedy", "ci_greedy", before["greedy"], after["greedy"]),
             "by_horizon": by_horizon(before, after, self._trained()),
@@ -325,7 +326,8 @@ class Job:
             "seconds_control": seconds.get("control", 0.0),
             "seconds_total": sum(seconds.values()) + train_s,
             "peak_rss_bytes": p["peak_rss_bytes"],
-            "tokens_per_second": tokens / train_s if train_s else 0.0,
+            **cost,
+            "tokens_per_second": cost["sampled_tokens"] / train_s if train_s else 0.0,
             "env_share": waited_s / train_s if train_s else 0.0,
             "versions": versions(),
             "config": as_dict(config),
@@ -363,7 +365,13 @@ class Job:
         return type(self.env.unwrapped).state_key is not AgentEnv.state_key  # type: ignore[attr-defined]
 
     def _tools(self) -> list[dict] | None:
-        return self.env.reset(seed=0)[0]["tools"]
+        """What is on offer at the start. A world may fail to be built by chance."""
+        for seed in range(RETRIES):
+            try:
+                return self.env.reset(seed=seed)[0]["tools"]
+            except InfrastructureError:
+                continue
+        return self.env.reset(seed=RETRIES)[0]["tools"]
 
     def _trained(self) -> set[int]:
         """Horizons of the training split: those asked for, or those its first tasks have."""

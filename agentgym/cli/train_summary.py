@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from agentgym.viewer.horizons import half_text
+
 
 def update_line(line: dict[str, Any], updates: int) -> str:
     """One update on the terminal: what the audit found."""
@@ -54,6 +56,22 @@ def by_horizon(before: dict[str, Any], after: dict[str, Any], trained: set[int])
     ]
 
 
+def spent(updates: Sequence[dict[str, Any]], num_parameters: int) -> dict[str, Any]:
+    """Turns, tokens and FLOPs of all updates. FLOPs are six for each parameter and token trained, two for each
+    parameter and token sampled or read (Kaplan et al. 2020, arXiv:2001.08361, section 2.1, without attention); what is
+    read again to be trained on is not among them. Turns are those of episodes that count."""
+    sampled = sum(line["tokens_sampled"] for line in updates)
+    trained = round(sum(line["tokens_trained"] for line in updates))
+    in_all = sum(line["tokens_sampled"] / (line["policy_token_share"] or 1) for line in updates)
+    return {
+        "num_turns": round(sum(line["turns_mean"] * line["coverage"] * line["episodes"] for line in updates)),
+        "prompt_tokens": round(in_all) - sampled,
+        "sampled_tokens": sampled,
+        "trained_tokens": trained,
+        "flops": num_parameters * (6.0 * trained + 2.0 * round(in_all)),
+    }
+
+
 def control_figures(progress: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any] | None:
     if "control" not in progress:
         return None
@@ -68,7 +86,7 @@ def table(s: dict[str, Any]) -> list[tuple[str, str]]:
         return f"{100 * value:5.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
     def horizon(h: dict[str, Any] | None) -> str:
-        return "–" if h is None else f"{h['value']:.1f} [{h['low']:.1f}, {h['high']:.1f}]"
+        return "–" if h is None else f"{half_text(h)} [{h['low']:.1f}, {h['high']:.1f}]"
 
     worst = min((p for p in s["by_horizon"] if p["trained"]), key=lambda p: p["after"]["rate"], default=None)
     rows = [
@@ -78,33 +96,26 @@ def table(s: dict[str, Any]) -> list[tuple[str, str]]:
         ("success, greedy, after", rate(s["greedy_after"], s["ci_greedy_after"])),
     ]
     if worst is not None:
-        rows.append(
-            ("worst trained horizon, after", f"{100 * worst['after']['rate']:5.1f} % (horizon {worst['horizon']})")
-        )
+        told = f"{100 * worst['after']['rate']:5.1f} % (horizon {worst['horizon']})"
+        rows.append(("worst trained horizon, after", told))
     rows.append(("50 % horizon, before -> after", f"{horizon(s['h50_before'])} -> {horizon(s['h50_after'])}"))
-    if s["demonstrator"]:
-        d = s["demonstrator"]
+    if d := s["demonstrator"]:
         rows.append(("the demonstrator's own success", rate(d["rate"], (d["low"], d["high"])) + f" of {d['n']}"))
-    if s["control"]:
-        c = s["control"]
-        rows.append(
-            (
-                "control: imitation alone",
-                rate(c["rate"], (c["low"], c["high"]))
-                + f", greedy {100 * c['greedy']['rate']:.1f} %, {c['seconds']:.0f} s",
-            )
+    if c := s["control"]:
+        told = (
+            f"{rate(c['rate'], (c['low'], c['high']))}, greedy {100 * c['greedy']['rate']:.1f} %, {c['seconds']:.0f} s"
         )
+        rows.append(("control: imitation alone", told))
     for name, c in (s["controls"] or {}).items():
         gain, low, high = (100 * c["gain_over_it"][key] for key in ("value", "low", "high"))
         told = f"; the run is {gain:+.1f} points better [{low:+.1f}, {high:+.1f}]"
         rows.append((f"control: {name} reward", rate(c["success_after"], c["ci_after"]) + told))
-    outside = f"{100 * s['env_share']:5.1f} % (sandboxes, tools, bookkeeping)"
-    rows.append(("share of RL time outside the model", outside))
-    rows.append(
-        (
-            "seconds: warm start, RL, evaluation",
-            f"{s['seconds_warm_start']:.0f}, {s['seconds_train']:.0f}, {s['seconds_evaluate']:.0f}; "
-            f"in all {s['seconds_total']:.0f}; peak memory {s['peak_rss_bytes'] / 2**30:.2f} GiB",
-        )
-    )
-    return rows
+    tokens = f"{s['sampled_tokens']:,} sampled, {s['trained_tokens']:,} trained, {s['prompt_tokens']:,} read"
+    seconds = f"{s['seconds_warm_start']:.0f}, {s['seconds_train']:.0f}, {s['seconds_evaluate']:.0f}; in all "
+    memory = f"{s['seconds_total']:.0f}; peak memory {s['peak_rss_bytes'] / 2**30:.2f} GiB"
+    return [
+        *rows,
+        ("share of RL time outside the model", f"{100 * s['env_share']:5.1f} % (sandboxes, tools, bookkeeping)"),
+        ("tokens of RL", f"{tokens} in {s['num_turns']:,} turns; {s['flops']:.2g} FLOPs"),
+        ("seconds: warm start, RL, evaluation", seconds + memory),
+    ]

@@ -216,7 +216,10 @@ def _heat(figure: Figure, axes: Axes, rates: Sequence[Sequence[float]], extent: 
 
 
 def _place(half: float, horizons: Sequence[int]) -> float:
-    """Where a horizon lies among the columns of tested ones, in log k; before the first: at its left edge."""
+    """Where a horizon lies among the columns of tested ones, in log k; before the first: at its left edge; NaN where
+    nobody knows."""
+    if math.isnan(half):
+        return half
     if half < horizons[0]:
         return -0.5
     k = max(i for i, horizon in enumerate(horizons) if horizon <= half)

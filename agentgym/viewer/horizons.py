@@ -40,7 +40,7 @@ def figures_of(summary: Mapping[str, Any]) -> dict[str, Any]:
             charts.Curve(when, WHEN[when], s["steps"], s["share"], s["low"], s["high"])
             for when, s in found["survival"].items()
         ]
-        halves = {when: _half(s["h50"]) for when, s in found["survival"].items()}
+        halves = {when: s["h50"] | {"text": half_text(s["h50"])} for when, s in found["survival"].items()}
         figures["without_error"] = charts.without_error(curves, _marks(halves))
     planted = {when: x["by_share"] for when, x in found["conditioning"].items() if "by_share" in x}
     if planted:
@@ -51,7 +51,8 @@ def figures_of(summary: Mapping[str, Any]) -> dict[str, Any]:
             )
             for when, rows in planted.items()
         ])  # fmt: skip
-    figures["maps"] = {w: _difficulty_figure(w, levels) for w, levels in (summary.get("map") or {}).items() if levels}
+    maps = {when: levels or () for when, levels in (summary.get("map") or {}).items()}
+    figures["maps"] = {w: _difficulty_figure(w, x) for w, x in maps.items() if any(level["by_horizon"] for level in x)}
     return figures
 
 
@@ -68,11 +69,14 @@ def _difficulty_figure(when: str, levels: Sequence[Mapping[str, Any]]) -> str:
 def halves(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The 50 % horizons, as text and interval."""
     whens = ("before", "after", "greedy_after")
-    return {when: _half(half) for when in whens if (half := summary.get(f"h50_{when}"))}
+    return {when: half | {"text": half_text(half)} for when in whens if (half := summary.get(f"h50_{when}"))}
 
 
-def _half(half: Mapping[str, Any]) -> dict[str, Any]:
-    return {**half, "text": f"{'≥ ' if half.get('at_least') else ''}{half['value']:.1f}".removesuffix(".0")}
+def half_text(half: Mapping[str, Any]) -> str:
+    """The value alone, as a person says it."""
+    if not half["value"]:
+        return "not reached"
+    return f"{'≥ ' if half.get('at_least') else ''}{half['value']:.1f}".removesuffix(".0")
 
 
 def columns(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -64,13 +64,16 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
     """The run's summary.json. Raises ConfigError where the run has none yet, or it cannot be read."""
     path = run_dir / "summary.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        summary = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(
             f"{run_dir} has no summary.json: not a run, or not finished; its command goes on with --resume"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not readable as JSON: {error}; run the command again with --resume") from error
+    if not isinstance(summary, dict):
+        raise ConfigError(f"{path} is no summary of a run: {str(summary)[:40]}; run the command again with --resume")
+    return summary
 
 
 def render(
@@ -102,7 +105,7 @@ def render(
         failures=_failure_rows(phases, metrics),
         samples=samples(phases.get("before", ()), phases.get("after", ())),
         versions=summary.get("versions") or {},
-        config=_flat(summary.get("config") or {}),
+        config=flat(summary.get("config") or {}),
     )
     return clean(page)
 
@@ -295,9 +298,9 @@ def _phase_label(phase: str) -> str:
     return phase.replace("_", " ").replace("-", " ")
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings as `table.key`."""
     rows: dict[str, Any] = {}
     for key, value in config.items():
-        rows |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        rows |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return rows

@@ -15,7 +15,10 @@ from agentgym.messages import Message
 NUM_SAMPLES = 4  # tasks shown before and after
 FOLD_AFTER = 14  # messages of a transcript shown unfolded
 LONGEST_TEXT = 4000  # characters of one message shown; the store has the rest
-_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+_UNSEEN = re.compile(  # line ends and tabs are seen
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e0fff]|\r(?!\n)"
+)
 
 
 def samples(before: Iterable[Episode], after: Iterable[Episode]) -> list[dict[str, Any]]:
@@ -86,7 +89,12 @@ def _as_arguments(text: str) -> str:
     return ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
 
 
+def safe(text: str) -> str:
+    """What somebody else wrote, without the characters that would drive a terminal, or that nobody would see."""
+    return _UNSEEN.sub(lambda found: f"‹U+{ord(found[0]):04X}›", text)
+
+
 def _cut(text: str) -> str:
     """At most LONGEST_TEXT characters; those that are invisible or turn the reading direction are spelt out."""
-    shown = _UNSEEN.sub(lambda found: f"‹U+{ord(found[0]):04X}›", text[:LONGEST_TEXT])
+    shown = safe(text[:LONGEST_TEXT])
     return shown if len(text) <= LONGEST_TEXT else f"{shown}… [{len(text) - LONGEST_TEXT:,} more characters]"

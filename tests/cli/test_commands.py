@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 from agentgym.cli.doctor import disk
-from agentgym.cli.show import safe
 
 
 def test_list_shows_ids_horizons_and_splits(here):
@@ -40,7 +39,7 @@ def test_show_names_what_there_is_when_asked_for_what_is_not(here):
     for args, words in (
         (("eval-Door-v0-glod-1",), "did you mean 'eval-Door-v0-gold-1'?"),
         (("eval-Door-v0-gold-1", "--episode", "4"), "phase eval has 4 such episodes; give 0 to 3"),
-        (("eval-Door-v0-gold-1", "--episode", "0", "--failed"), "phase eval has 0 such episodes"),
+        (("eval-Door-v0-gold-1", "--episode", "0", "--failed"), "phase eval has no such episode"),
         (("eval-Door-v0-gold-1", "--episode", "0", "--phase", "evl"), "did you mean 'eval'?"),
     ):
         done = here("show", *args)
@@ -48,8 +47,11 @@ def test_show_names_what_there_is_when_asked_for_what_is_not(here):
         assert words in done.stderr
 
 
-def test_what_a_model_wrote_cannot_drive_the_terminal():
-    assert safe("a\x1b[2Jb\n\tc\u202ed") == "a‹U+001B›[2Jb\n\tc‹U+202E›d"
+def test_show_of_a_broken_summary_names_the_file(here, tmp_path):
+    here("eval", "agentgym/Door-v0", "--limit", "1")
+    (tmp_path / "runs/eval-Door-v0-gold-1/summary.json").write_text("[]")
+    done = here("show", "eval-Door-v0-gold-1")
+    assert (done.returncode, "summary.json is no summary of a run" in done.stderr) == (2, True)
 
 
 def test_play_takes_lines_as_calls_and_answers(agentgym):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,12 +27,13 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """A run of that name: task -> reward per attempt, None for one that infrastructure lost."""
+    """A finished run of that name: task -> reward per attempt, None for one that infrastructure lost."""
 
     def written(name: str, rewards: Mapping[str, Sequence[float | None]], config: str = "", **changes) -> Path:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         (folder / "config.toml").write_text(config)
+        (folder / "summary.json").write_text("{}")
         with Store(folder / "run.sqlite") as store:
             for task, attempts in rewards.items():
                 for attempt, reward in enumerate(attempts):
@@ -84,7 +86,7 @@ def test_json_has_every_task_that_changed_and_nothing_that_is_no_json(here, writ
     assert compared["success"]["value"] == 1.0
     assert compared["p_holm"] == pytest.approx(2 / 1024)
     assert len(compared["flips"]) == 10
-    assert compared["flips"][0]["show_b"] == "agentgym show b --phase eval --task test:0 --attempt 0"
+    assert compared["flips"][0]["show_b"] == "agentgym show b --phase eval --task=test:0 --attempt 0"
 
 
 def test_several_runs_are_compared_with_the_first_and_corrected_together(here, write):
@@ -93,6 +95,9 @@ def test_several_runs_are_compared_with_the_first_and_corrected_together(here, w
     found = json.loads(here("compare", "a", "b", "c", "--json").stdout)
     assert [each["b"] for each in found] == ["b:eval", "c:eval"]
     assert [each["comparisons"][0]["p_holm"] for each in found] == [pytest.approx(4 / 1024)] * 2
+    shown = here("compare", "a", "b", "c").stdout
+    assert shown.count("0.002 (0.0039)") == 2  # 2 / 2^10, and twice that
+    assert " ".join(shown.split()).count("in brackets corrected for 2 comparisons (Holm)") == 2
 
 
 def test_the_phases_of_one_run_are_compared_behind_a_colon(here, write):
@@ -108,6 +113,93 @@ def test_the_phases_of_one_run_are_compared_behind_a_colon(here, write):
     wrong = here("compare", "a:befor", "a")
     assert wrong.returncode == 2
     assert "did you mean 'before'?" in wrong.stderr
+    nothing = here("compare", "a", "a:")
+    assert (nothing.returncode, "no run 'a:'" in nothing.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        ("before", "before-greedy", "train", "after-greedy", "control", "control-greedy"),
+        ("before", "after-planted-10", "gold-planted-10", "after-map-1"),
+    ],
+)
+def test_of_a_training_or_horizon_run_its_end_alone_is_compared(here, write, others):
+    for phase in (*others, "after"):
+        write("a", ten(8 if phase == "after" else 1), run=phase)
+    write("b", ten(8))
+    done = here("compare", "a", "b")
+    assert "A  a:after\n" in done.stdout, done.stderr
+    assert "80.0   80.0    +0.0" in done.stdout
+    assert "scored episodes on them: A 10" in done.stdout
+
+
+def test_every_part_of_an_evaluation_is_compared(here, write):
+    for name in ("a", "b"):
+        write(name, ten(5), run="agentgym/Door-v0")
+        write(name, {"test:x": [1.0]}, run="second", env_id="agentgym/Lookup-v0")
+    done = here("compare", "a", "b")
+    assert "A  a:agentgym/Door-v0+second\n" in done.stdout, done.stderr
+    assert "agentgym/Lookup, test: " in done.stdout
+
+
+def test_episodes_that_were_planned_and_are_not_there_make_it_undecided(here, write):
+    write("a", ten(0))
+    for name, summary, coverage in (
+        ("half", {"num_planned": 20}, "50.0"),
+        ("whole", {"num_planned": 10}, "100.0"),
+        ("part", {"num_planned": 99, "environments": [{"name": "eval", "num_planned": 40}]}, "25.0"),
+        ("cut", None, "0.0"),
+    ):
+        folder = write(name, ten(10))
+        (folder / "summary.json").unlink()
+        if summary is not None:
+            (folder / "summary.json").write_text(json.dumps(summary))
+        done = here("compare", "a", name).stdout
+        assert f"B 10 ({coverage} %)" in done
+        assert ("undecided" in done, f"{name}:eval is not finished" in done) == (name != "whole",) * 2
+        [found] = json.loads(here("compare", name, "a", "--json").stdout)
+        assert found["comparisons"][0]["coverage_a"] == pytest.approx(float(coverage) / 100)
+
+
+def test_settings_that_only_another_command_has_are_no_difference(here, write):
+    write("a", ten(2), 'model = "small"\nreport = true\n')
+    write("b", ten(9), 'model = "large"\nhistory = 4\n')
+    assert "differs: history: None -> 4" in here("compare", "a", "b").stdout
+    (write("a", {}, 'model = "small"\nreport = true\n') / "summary.json").write_text('{"command": "eval"}')
+    done = here("compare", "a", "b").stdout
+    assert "differs: model: 'small' -> 'large'" in done
+    assert "None" not in done
+
+
+def test_a_broken_config_is_named(here, write):
+    write("a", ten(2), "model = ")
+    write("b", ten(2))
+    for args in (("compare", "a", "b"), ("score", "a")):
+        done = here(*args)
+        assert (done.returncode, "a/config.toml is not readable as TOML" in done.stderr) == (2, True)
+
+
+HOSTILE = "test:\x1b]0;pwn\x07 it's \\ [/bold]x \u009b"
+
+
+def test_names_that_a_stranger_gave_are_shown_and_neither_obeyed_nor_lost(here, write):
+    for name, reward in (("a", 0.0), ("b", 1.0)):
+        write(name, {HOSTILE: [reward]}, split="[/bold]x[red]")
+    done = here("compare", "a", "b")
+    assert done.returncode == 0, done.stderr
+    assert "agentgym/Door, [/bold]x[red]" in done.stdout
+    assert "test:‹U+001B›]0;pwn‹U+0007› it's" in done.stdout
+    assert not {"\x1b", "\x07", "\u009b"} & {*done.stdout}
+    [first, _] = [line for line in done.stdout.splitlines() if "agentgym show" in line]
+    told = subprocess.run(["bash", "-c", f"printf '%s\\n' {first}"], capture_output=True, text=True, check=True)
+    assert f"--task={HOSTILE}" in told.stdout.splitlines()  # what is pasted is what is meant
+    shown = here("show", "a", f"--task={HOSTILE}", "--attempt", "0")
+    assert "task test:‹U+001B›]0;pwn" in shown.stdout
+    assert "\x1b" not in shown.stdout
+    write("b", {HOSTILE + "2": [1.0]}, split="[/bold]x[red]")
+    refused = here("compare", "a", "b")
+    assert (refused.returncode, "\x1b" in refused.stderr, "‹U+001B›" in refused.stderr) == (2, False, True)
 
 
 def test_other_tasks_are_refused_with_their_names_and_compared_where_shared_anyway(here, write):
@@ -182,4 +274,12 @@ def test_an_episode_is_shown_by_task_attempt_and_place(here, write):
     assert wrong.returncode == 2
     assert "did you mean" in wrong.stderr
     assert "has 2 such episodes; give 0 to 1" in here("show", "a", "--failed", "--episode", "2").stderr
-    assert "has 0 such episodes" in here("show", "a", "--attempt", "7").stderr
+    assert "phase eval has no such episode" in here("show", "a", "--attempt", "7").stderr
+    assert "a test:first 1" in here("show", "a", "--failed").stdout
+
+
+def test_a_task_is_shown_by_its_whole_id_before_those_that_only_begin_with_it(here, write):
+    write("a", {"test:10": [0.0], "test:1": [1.0]})
+    assert "a test:1 0" in here("show", "a", "--task", "test:1").stdout
+    assert "no such episode" in here("show", "a", "--task", "test:1", "--failed").stderr
+    assert "a test:10 0" in here("show", "a", "--task", "test:", "--failed").stdout

@@ -1,9 +1,13 @@
 import json
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from agentgym.cli.horizon import HorizonConfig, measured
+from agentgym.cli.horizon_table import rates_table
 from agentgym.errors import ConfigError
 from agentgym.loop import run_sync
 from agentgym.rollout.store import Store
@@ -33,6 +37,14 @@ def test_a_policy_and_the_one_before_it_stand_in_one_table_and_one_picture(here,
     assert summary["hazard"]["after"]["verdict"] == "cannot tell"
     assert summary["conditioning"]["after"]["verdict"] == "none seen"
     assert [level["difficulty"] for level in summary["map"]["before"]] == [0, 1]
+    assert (summary["sampled_tokens"], summary["flops"]) == (0, None)  # of builtin policies
+    with Store(folder / "run.sqlite", readonly=True) as store:
+        played = [e for e in store.episodes() if not e.run.startswith("gold-")]
+    assert summary["num_turns"] == sum(len(e.turns) for e in played) > 0
+    assert summary["seconds_total"] > 0
+    shown = here("show", str(folder))
+    assert "H50 ≥ 8.0 [8.0, ≥ 8.0], H80 ≥ 8.0" in shown.stdout
+    assert "None" not in shown.stdout
     page = (folder / "report.html").read_text()
     for title in ("Before the first error", "After planted errors", "Difficulty and horizon", "horizon report"):
         assert title in page
@@ -105,9 +117,65 @@ def test_an_environment_without_the_dial_is_refused_before_anything_is_written(h
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_folder_that_holds_no_evaluation_by_horizon_is_refused(here, tmp_path):
-    door = tmp_path / "door"
-    here("eval", "agentgym/Door-v0", "--model", "gold", "--limit", "2", "--output", str(door))
-    done = here("horizon", str(door))
+def test_a_run_is_found_by_name_and_measured_at_the_horizons_of_its_episodes(here, tmp_path):
+    here("eval", "agentgym/Door-v0", "--model", "gold", "--limit", "2", "--output", str(tmp_path / "runs/door"))
+    assert here("horizon", "door", "--output", "measured").returncode == 0
+    assert [row["horizon"] for row in summary_of(tmp_path / "measured")["by_horizon"]] == [2]
+
+
+def test_a_run_without_horizons_is_refused_and_leaves_no_folder(here, tmp_path):
+    run = tmp_path / "run"
+    here("eval", "agentgym/Door-v0", "--model", "gold", "--limit", "2", "--output", str(run))
+    with Store(run / "run.sqlite") as store:
+        plain = [replace(episode, metadata={}) for episode in store.episodes(run="eval")]
+        store.reopen("eval", from_update=0)
+        for episode in plain:
+            store.add(episode)
+    done = here("horizon", "run")
+    assert (done.returncode, "run holds no evaluation by horizon" in done.stderr) == (2, True)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--model", "golb"), "did you mean 'gold'?"),
+        (("--before", "golb"), "did you mean 'gold'?"),
+        (("--difficulty", "0", "77"), "difficulty"),
+    ],
+)
+def test_a_typo_is_refused_before_anything_is_written(here, tmp_path, flags, complaint):
+    done = here(*LOOKUP, *flags, "--output", "runs/x")
     assert done.returncode == 2
-    assert "holds no evaluation by horizon" in done.stderr
+    assert complaint in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_policy_that_only_fails_has_a_report_that_says_so(here, tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text(
+        "from agentgym.errors import InfrastructureError\n"
+        "def reply(messages):\n    raise InfrastructureError('the server is gone')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = ("--horizon", "1", "2", "--limit", "2", "--attempts", "1", "--history", "0", "--difficulty", "1")
+    done = here("horizon", "agentgym/Lookup-v0", "--model", "broken:reply", *flags, "--output", "x")
+    assert done.returncode == 1, done.stderr
+    assert summary_of(tmp_path / "x")["map"]["after"] == [{"difficulty": 1, "by_horizon": [], "h50": None}]
+    assert "report   x/report.html" in done.stdout
+
+
+def test_a_name_is_no_markup():
+    rate = {"rate": 0.5, "low": 0.3, "high": 0.7, "n": 20}
+    shown = StringIO()
+    Console(width=80, file=shown).print(rates_table([{"horizon": 1, "after": rate}], "models/[/x]m\x1b"))
+    assert "models/[/x]m‹U+001B›" in shown.getvalue()
+
+
+def test_what_was_interrupted_goes_on_with_the_flags_that_were_given(here, tmp_path, monkeypatch):
+    (tmp_path / "impatient.py").write_text(
+        "import signal\ndef reply(messages):\n    signal.raise_signal(signal.SIGINT)\n    return 'no'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    done = here(*LOOKUP, "--model", "impatient:reply", "--output", "x")
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.splitlines()[-1].endswith("--model impatient:reply --output x --resume")

@@ -34,6 +34,26 @@ def test_a_verdict_that_differs_is_named_and_ends_with_one(run, capsys):
     assert "0.25 -> 1" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("limit", ["0", "-3"])
+def test_fewer_than_one_episode_is_refused(run, capsys, limit):
+    assert main(["score", str(run), "--limit", limit]) == 2
+    assert f"--limit {limit}: give at least 1" in capsys.readouterr().err
+
+
+def test_every_environment_of_a_run_is_judged(tmp_path, capsys):
+    (tmp_path / "two.toml").write_text(
+        '[[part]]\nenv = "agentgym/Lookup-v0"\nlimit = 2\n[part.set]\nhorizon = 2\n'
+        '[[part]]\nenv = "agentgym/Door-v0"\nlimit = 3\n'
+    )
+    folder = str(tmp_path / "run")
+    assert main(["eval", "--suite", str(tmp_path / "two.toml"), "--output", folder]) == 0
+    capsys.readouterr()
+    assert main(["score", folder]) == 0
+    told = capsys.readouterr().out
+    assert "phase agentgym/Lookup-v0: 2 of 2 judged again" in told
+    assert "phase agentgym/Door-v0: 3 of 3 judged again" in told
+
+
 def test_what_has_no_final_state_is_told_and_not_judged(run, capsys):
     with sqlite3.connect(run / "run.sqlite") as store:
         store.execute("DELETE FROM tasks")

@@ -15,8 +15,8 @@ from agentgym.learner.metrics import read_metrics
 from agentgym.ledger import Episode
 from agentgym.messages import assistant, call
 from agentgym.rollout.store import Store
-from agentgym.viewer.report import percent, seconds, write_report
-from agentgym.viewer.samples import FOLD_AFTER, samples, told
+from agentgym.viewer.report import percent, read_summary, seconds, write_report
+from agentgym.viewer.samples import FOLD_AFTER, safe, samples, told
 
 
 def page_of(run_dir: Path) -> str:
@@ -61,7 +61,7 @@ def test_a_browser_shows_the_headline_before_and_after(browsed, run_dir):
     text = text_of(browsed)
     rates = [f"{100 * summary[key]:.1f} %" for key in ("success_before", "success_after")]
     assert " → ".join(rates) in text
-    assert f"0 → {summary['h50_after']['value']:.1f}" in text
+    assert f"not reached → {summary['h50_after']['value']:.1f}" in text
     assert "15.0 % [13.4, 16.7] of 2 400" in text  # the demonstrator
     assert "warm start alone 9.2 % [6.1, 13.5] of 240" in text
     assert "warm start alone, greedy 0.0 % [0.0, 1.6] of 240" in text
@@ -172,6 +172,31 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
 def test_a_folder_without_a_summary_is_refused_with_the_fix(tmp_path):
     with pytest.raises(ConfigError, match=r"no summary\.json.*--resume"):
         write_report(tmp_path)
+
+
+def test_a_summary_that_is_no_object_is_refused(tmp_path):
+    (tmp_path / "summary.json").write_text("[1, 2]")
+    with pytest.raises(ConfigError, match=r"summary\.json is no summary of a run: \[1, 2\]"):
+        read_summary(tmp_path)
+
+
+def test_a_map_of_which_nothing_was_scored_is_left_out_and_an_empty_level_has_no_half(tmp_path):
+    rate = {"rate": 0.5, "low": 0.3, "high": 0.7, "n": 20, "successes": 10}
+    half = {"value": 2.0, "low": 1.0, "high": 4.0}
+    empty, scored = (
+        {"difficulty": level, "by_horizon": rows, "h50": found}
+        for level, rows, found in ((0, [], None), (1, [{"horizon": 2, **rate}], half))
+    )
+    for levels, is_drawn in (([empty], False), ([empty, scored], True), ([scored], True)):
+        summary = {"command": "horizon", "env": "agentgym/Lookup-v0", "by_horizon": [], "map": {"after": levels}}
+        (tmp_path / "summary.json").write_text(json.dumps(summary))
+        assert ("Difficulty and horizon" in page_of(tmp_path)) == is_drawn
+
+
+def test_what_a_model_wrote_cannot_drive_the_terminal_nor_hide():
+    assert safe("a\x1b[2Jb\n\tc\u202ed\r\ne\rf") == "a‹U+001B›[2Jb\n\tc‹U+202E›d\r\ne‹U+000D›f"
+    assert safe("\ud800 \u2028 \U000e0041") == "‹U+D800› ‹U+2028› ‹U+E0041›"
+    assert safe("99.9\u202f% déjà 日本 👍") == "99.9\u202f% déjà 日本 👍"
 
 
 def test_long_transcripts_are_folded_and_lose_nothing(run_dir):
