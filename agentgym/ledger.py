@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +19,36 @@ from agentgym.messages import JSON, Message
 IntArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What was read and what was sampled."""
+
+    prompt: int = 0
+    sampled: int = 0
+
+    def __add__(self, other: Tokens) -> Tokens:
+        return Tokens(self.prompt + other.prompt, self.sampled + other.sampled)
+
+    def at_least(self, other: Tokens) -> Tokens:
+        """The larger of each."""
+        return Tokens(max(self.prompt, other.prompt), max(self.sampled, other.sampled))
+
+    def __sub__(self, other: Tokens) -> Tokens:
+        return Tokens(self.prompt - other.prompt, self.sampled - other.sampled)
+
+    @classmethod
+    def of(cls, message: Mapping[str, Any]) -> Tokens:
+        """What a message cost, as far as somebody counted."""
+        return cls(message.get("prompt_tokens", 0), message.get("num_tokens", 0))
+
+    @property
+    def total(self) -> int:
+        return self.prompt + self.sampled
+
+
+NONE = Tokens()
 
 
 class Source(StrEnum):
@@ -158,6 +189,10 @@ class Ledger:
         return sum(map(len, self._segments))
 
     @property
+    def tokens(self) -> Tokens:
+        return Tokens(self.num_tokens - self.num_sampled, self.num_sampled)
+
+    @property
     def num_turns(self) -> int:
         return self._segments[-1].turn + 1 if self._segments else 0
 
@@ -238,3 +273,9 @@ class Episode:
     def counts(self) -> bool:
         """Whether it belongs in a denominator: everything but broken data and broken infrastructure."""
         return self.failure is None or self.failure.kind == "policy"
+
+    @property
+    def tokens(self) -> Tokens:
+        """What it cost. With a ledger each token was read once (the engine keeps its cache); from a server they are
+        what it counted, where every reply reads the whole conversation again."""
+        return self.ledger.tokens if self.ledger is not None else sum(map(Tokens.of, self.messages), NONE)

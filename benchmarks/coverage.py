@@ -100,7 +100,7 @@ def errors_of(rng: Generator, rates: np.ndarray, attempts: int, shape: float = 1
 
 
 def horizon_rows() -> list[Row]:
-    """H50 and H80 of an agent that is right with chance p at every step: ln s / ln p."""
+    """H50 and H80 of an agent that is right with chance p at every step: ln s / ln p; and shares at one step."""
 
     def by_curve(rng: Generator, horizons: Sequence[int], n: int, p: float, level: float) -> Bounds:
         points = [Point(k, wilson(int(rng.binomial(n, p**k)), n)) for k in horizons]
@@ -117,6 +117,11 @@ def horizon_rows() -> list[Row]:
     def by_errors(rng: Generator, n: int, k: int, spread: float, median: float, level: float) -> Bounds:
         rates = np.exp(rng.normal(math.log(median), spread, n))
         return ends(kaplan_meier(errors_of(rng, rates, k)).horizon(level))
+
+    def band(rng: Generator, n: int, k: int, spread: float, median: float, step: int) -> Bounds:
+        found = kaplan_meier(errors_of(rng, np.exp(rng.normal(math.log(median), spread, n)), k))
+        at = min(step, len(found.steps)) - 1
+        return float(found.low[at]), float(found.high[at])
 
     def ends(found: Any) -> Bounds:
         return found.low, math.inf if found.high_at_least else found.high
@@ -147,17 +152,30 @@ def horizon_rows() -> list[Row]:
         first = lambda rng, n=n: by_errors(rng, n, 4, 1.0, even, 0.5)  # noqa: E731
         made.append(Row("H50, success curve", f"horizons 1 to 32, n = {n}, k = 4", mixed, curve))
         made.append(Row("H50, Kaplan-Meier", f"n = {n}, k = 4", mixed, first))
-    return made
+    for step, share in ((8, 0.92), (1, 0.08)):  # one draw in five has no error, or nothing but errors
+        rate = -math.log(share) / step
+        at = lambda rng, step=step, rate=rate: band(rng, 20, 1, 0.0, rate, step)  # noqa: E731
+        why = "20 tasks give 21 bands: what they hold moves in steps"
+        made.append(Row("share, Kaplan-Meier", f"step {step}, n = 20, k = 1", share, at, why))
+    alone = Row(
+        "share, Kaplan-Meier", "step 8, n = 1, k = 8", _alive(8, 1.0, even), lambda rng: band(rng, 1, 8, 1.0, even, 8),
+        why="one task tells nothing of the others: its band is all of [0, 1]",
+    )  # fmt: skip
+    return [*made, alone]
+
+
+def _alive(step: float, spread: float, median: float) -> float:
+    """The share of all attempts without an error, where rates are lognormal over tasks; by quadrature."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    return float(weights / weights.sum() @ np.exp(-median * np.exp(spread * nodes) * step))
 
 
 def _mixed_half(spread: float, median: float) -> float:
-    """The k at which half of all attempts are alive, where rates are lognormal over tasks; by quadrature."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
-    rates, weights = median * np.exp(spread * nodes), weights / weights.sum()
+    """The step at which half of them are."""
     low, high = 0.1, 1000.0
     for _ in range(80):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if weights @ np.exp(-rates * middle) > 0.5 else (low, middle)
+        low, high = (middle, high) if _alive(middle, spread, median) > 0.5 else (low, middle)
     return low
 
 

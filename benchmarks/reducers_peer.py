@@ -13,7 +13,7 @@ import sys
 import numpy as np
 from env_step_peers import Peer, python_of
 
-from agentgym.evaluation.intervals import mean_interval, student_quantile
+from agentgym.evaluation.intervals import mean_interval, quantile
 from agentgym.evaluation.passes import passes
 
 INSPECT = Peer("inspect_ai", "", "inspect", ("inspect-ai==0.3.285",))
@@ -39,7 +39,7 @@ def ours(drawn: list[list[bool]]) -> dict[str, float]:
     found = {f"pass@k {each.k}": each.at_least_one.mean for each in passes(outcomes)}
     found |= {f"pass^k {each.k}": each.all.mean for each in passes(outcomes)}
     interval = mean_interval(outcomes)
-    found["clustered error"] = (interval.high - interval.mean) / student_quantile(0.95, len(drawn) - 1)
+    found["clustered error"] = (interval.high - interval.mean) / quantile(0.95, len(drawn) - 1)
     return found
 
 

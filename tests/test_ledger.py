@@ -188,7 +188,7 @@ def ledgers(draw: Any) -> Ledger:
 @settings(max_examples=80, deadline=None)
 @given(
     ledger=st.none() | ledgers(),
-    reward=st.floats(allow_nan=False),
+    reward=st.floats(allow_nan=False, allow_infinity=False),
     texts=st.lists(json_texts, max_size=3),
     final=json_values,
     keys=st.lists(st.none() | json_texts, max_size=3),

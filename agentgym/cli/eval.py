@@ -5,11 +5,13 @@ how it looks eval_table.py's."""
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,16 +26,18 @@ from agentgym.cli.policy import MAY_CHANGE, PolicyConfig, load_policy, size_of
 from agentgym.cli.versions import versions
 from agentgym.errors import ConfigError
 from agentgym.evaluation import suite
-from agentgym.evaluation.budget import NONE, Budget, Meter, spent_by
+from agentgym.evaluation.budget import Budget, Meter
 from agentgym.evaluation.figures import Evaluation, Tally
 from agentgym.evaluation.run import arguments, choose_tasks, evaluate
 from agentgym.evaluation.suite import Part
+from agentgym.ledger import Tokens
 from agentgym.loop import run_sync
 from agentgym.policies.base import Policy
 from agentgym.policies.context import ContextConfig
 from agentgym.rollout.store import Store
 
 EXAMPLE = "agentgym eval agentgym/Lookup-v0 --model runs/Lookup-v0-1/model --horizon 1 2 4 8 --limit 40"
+SPENT = "spent.txt"  # prompt and sampled tokens of the run so far, where they are limited
 RUN = "eval"  # the phase under which the episodes are stored; with several environments, each has its name
 MAY_GROW = {"limit", "attempts", "horizon", "task", "report"} | {
     each.name for each in fields(Budget)
@@ -100,7 +104,14 @@ class EvalConfig:
         if self.suite is not None:
             found = suite.load(self.suite)
             given = {name: value for name, value in as_dict(found.sampling).items() if value is not None}
-            return replace(self, policy=replace(self.policy, **given)), found.parts
+            for name, value in given.items():
+                if getattr(self.policy, name) not in (value, getattr(PolicyConfig, name)):
+                    flag = f"--{name.replace('_', '-')}"
+                    raise ConfigError(f"--suite {self.suite} says {name} = {value}; leave {flag} out here")
+            try:
+                return replace(self, policy=replace(self.policy, **given)), found.parts
+            except ConfigError as error:
+                raise ConfigError(f"--suite {self.suite}: sampling: {str(error).removeprefix('--')}") from None
         made = tuple(
             Part(env, "", self.split, self.limit, self.attempts, self.horizon, self.task, settings(self.set))
             for env in self.env
@@ -117,31 +128,59 @@ def main(argv: Sequence[str]) -> int:
     folder = open_folder(config)
     started, made_with = time.monotonic(), versions()
     with locked(folder):
-        _write(
-            folder / "config.toml",
-            to_toml(replace(config, output=None, resume=False, json=False, report=False), made_with),
-        )
+        path = folder / "config.toml"
+        before = path.read_text("utf-8") if path.exists() else None
+        _write(path, to_toml(replace(config, output=None, resume=False, json=False, report=False), made_with))
         try:
-            evaluations = played(config, parts, policy, folder)
+            evaluations, spent = played(config, parts, policy, folder)
+        except ConfigError:
+            if before is not None:  # a run that is not gone on with stays what it was
+                _write(path, before)
+            raise
         except KeyboardInterrupt:
             again = shlex.join(["agentgym", "eval", *_without(argv), "--output", str(folder), "--resume"])
             with Store(folder / "run.sqlite", readonly=True) as store:
                 done = sum(store.runs().values())
             raise Interrupted(f"Stopped; {done} finished episodes are kept. Go on with:\n  {again}") from None
-        return _sum_up(config, parts, evaluations, folder, time.monotonic() - started)
+        return _sum_up(config, parts, evaluations, spent, folder, time.monotonic() - started)
 
 
-def played(config: EvalConfig, parts: Sequence[Part], policy: Policy, folder: Path) -> dict[str, Evaluation]:
-    """Every part's evaluation, by its name, as far as the budget goes."""
+def played(
+    config: EvalConfig, parts: Sequence[Part], policy: Policy, folder: Path
+) -> tuple[dict[str, Evaluation], Tokens | None]:
+    """Every part's evaluation, by its name, as far as the budget goes; and what the run has cost in all, where its
+    tokens are limited."""
     hidden = config.json or config.policy.model == "human"
     store = Store(folder / "run.sqlite")
     try:
-        spent = sum(map(spent_by, store.episodes()), NONE) if config.budget.limits_tokens else NONE
-        meter = Meter(config.budget, config.policy.max_tokens, spent)
-        with eval_table.progress_bar(config.budget, disable=hidden) as show:
-            return run_sync(_played(config, parts, policy, store, meter, show))
+        with (
+            _bill(folder / SPENT, config.budget) as (spent, record),
+            eval_table.progress_bar(config.budget, disable=hidden) as show,
+        ):
+            before = store.episodes() if config.budget.has_limit else ()
+            meter = Meter(config.budget, config.policy.max_tokens, spent, before=before, record=record)
+            found = run_sync(_played(config, parts, policy, store, meter, show))
+            return found, meter.spent if config.budget.limits_tokens else None
     finally:
         store.close()
+
+
+@contextmanager
+def _bill(path: Path, budget: Budget) -> Iterator[tuple[Tokens, Callable[[Tokens], object]]]:
+    """What the run has cost so far, and the way to write it down: in place and in one go, so that no kill tears it."""
+    if not budget.limits_tokens:
+        yield Tokens(), lambda tokens: None
+        return
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        text = os.read(file, 99).decode(errors="replace")
+        try:
+            spent = Tokens(*map(int, text.split()))
+        except (ValueError, TypeError):
+            raise ConfigError(f"{path} holds {text!r} in place of two counts; remove it to go on without") from None
+        yield spent, lambda tokens: os.pwrite(file, b"%20d %20d\n" % (tokens.prompt, tokens.sampled), 0)
+    finally:
+        os.close(file)
 
 
 async def _played(
@@ -170,12 +209,13 @@ def open_folder(config: EvalConfig) -> Path:
     """The run's folder: a new one, or with --resume the one that is there."""
     what = Path(config.suite).stem if config.suite else "-".join(env.rpartition("/")[2] for env in config.env)
     stem = f"eval-{what}-{Path(config.policy.model).name}"
-    earlier = sorted(Path("runs").glob(f"{stem}-*/config.toml"), key=lambda path: path.stat().st_mtime)
+    written = Path("runs").glob(f"{glob.escape(stem)}-*/config.toml")
+    numbers = {path.parent: int(n) for path in written if (n := path.parent.name[len(stem) + 1 :]).isdecimal()}
+    earlier = sorted(numbers, key=lambda each: (each / "config.toml").stat().st_mtime)
     if config.resume and config.output is None and not earlier:
         raise ConfigError(f"--resume: there is no run runs/{stem}-*; give its folder with --output")
-    taken = [int(n) for path in earlier if (n := path.parent.name.rpartition("-")[2]).isdecimal()]
     folder = config.output or (
-        earlier[-1].parent if config.resume else Path("runs") / f"{stem}-{max(taken, default=0) + 1}"
+        earlier[-1] if config.resume else Path("runs") / f"{stem}-{max(numbers.values(), default=0) + 1}"
     )
     begun = folder.exists() and (
         not folder.is_dir() or any(path.name not in (LOCK_FILE, "config.tmp") for path in folder.iterdir())
@@ -189,8 +229,9 @@ def open_folder(config: EvalConfig) -> Path:
 
 
 def _sum_up(
-    config: EvalConfig, parts: Sequence[Part], evaluations: Mapping[str, Evaluation], folder: Path, seconds: float
-) -> int:
+    config: EvalConfig, parts: Sequence[Part], evaluations: Mapping[str, Evaluation], spent: Tokens | None,
+    folder: Path, seconds: float,
+) -> int:  # fmt: skip
     """Write what it came to, and say it."""
     overall = None
     if len(parts) == 1:
@@ -203,6 +244,8 @@ def _sum_up(
         "model": config.policy.model,
         "seed": config.seed,
         **figures,
+        "spent": spent
+        and {"prompt_tokens": spent.prompt, "sampled_tokens": spent.sampled, "cost": config.budget.cost(spent)},
         "seconds_total": seconds,
         "versions": versions(),
         "config": as_dict(config),
@@ -210,7 +253,7 @@ def _sum_up(
     text = json.dumps(summary, indent=2)
     title = f"{config.suite or ', '.join(config.env)} · {config.policy.model}"
     lines = eval_table.rows(evaluations, overall)
-    remarks = eval_table.said(evaluations)
+    remarks = eval_table.said(evaluations) + ([] if spent is None else [eval_table.bill(spent, config.budget)])
     _write(folder / "summary.json", text + "\n")
     _write(folder / "summary.md", eval_table.markdown(lines, title, remarks))
     if config.report:

@@ -17,6 +17,7 @@ from rich.table import Table
 from agentgym.evaluation.budget import Budget
 from agentgym.evaluation.figures import MIN_COVERAGE, Evaluation, Tally
 from agentgym.evaluation.intervals import Interval, success_interval
+from agentgym.ledger import Tokens
 
 COLUMNS = ("success", "95 % interval", "scored", "failed")
 SHOWN_S = 0.5  # between two looks at the figures: an interval over many episodes is work
@@ -154,6 +155,13 @@ def remarks(evaluation: Evaluation) -> list[str]:
         )
     lines += [f"  {cause.n} x {cause.cause}, the first: {cause.first[:200]}" for cause in e.causes[:3]]
     return lines
+
+
+def bill(spent: Tokens, budget: Budget) -> str:
+    """What the whole run has cost, with what is in no figure."""
+    cost = budget.cost(spent)
+    money = "" if cost is None else f", cost {cost:.4g}"
+    return f"spent in all, episodes that were cut included: {spent.total:,} tokens{money}"
 
 
 def said(evaluations: Mapping[str, Evaluation]) -> list[str]:

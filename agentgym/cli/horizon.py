@@ -26,7 +26,6 @@ from agentgym.cli.policy import MAY_CHANGE, PolicyConfig, load_policy, size_of
 from agentgym.cli.show import find_run
 from agentgym.cli.versions import versions
 from agentgym.errors import ConfigError
-from agentgym.evaluation.budget import NONE, spent_by
 from agentgym.evaluation.conditioning import conditioning
 from agentgym.evaluation.figures import Evaluation
 from agentgym.evaluation.hazard import hazard
@@ -34,7 +33,7 @@ from agentgym.evaluation.horizon import half_horizon, success_curve
 from agentgym.evaluation.run import arguments, choose_tasks, evaluate
 from agentgym.evaluation.suite import Part
 from agentgym.evaluation.survival import first_errors, gold_paths, kaplan_meier
-from agentgym.ledger import Episode
+from agentgym.ledger import NONE, Episode
 from agentgym.loop import run_sync
 from agentgym.policies.base import Policy
 from agentgym.policies.context import ContextConfig
@@ -176,7 +175,7 @@ def _spent(store: Store, sizes: Mapping[str, int | None]) -> Figures:
     tokens, unsized, num_turns, flops = NONE, NONE, 0, 0.0
     for run, size in of_run.items():
         for episode in store.episodes(run=run):
-            spent = spent_by(episode)
+            spent = episode.tokens
             tokens += spent
             unsized += spent if size is None else NONE
             num_turns += len(episode.turns)

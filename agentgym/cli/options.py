@@ -77,13 +77,13 @@ def leaves(config: Any) -> dict[str, Any]:
     return found
 
 
-def settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """`name=JSON` pairs as keyword arguments; a value that is no JSON is a text."""
+def settings(pairs: Sequence[str], flag: str = "--set") -> dict[str, Any]:
+    """A flag's `name=JSON` pairs as keyword arguments; a value that is no JSON is a text."""
     made: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
-            raise ConfigError(f"--set {pair}: write name=value, such as --set difficulty=1")
+            raise ConfigError(f"{flag} {pair}: write name=value, the value in JSON, such as {flag} level=1")
         try:
             made[name] = json.loads(value)
         except json.JSONDecodeError:

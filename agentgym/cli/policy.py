@@ -58,10 +58,12 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         for name, low in (("max_tokens", 1), ("timeout_s", 1), ("best_of", 1), ("majority", 1), ("think_again", 0)):
-            if getattr(self, name) < low:
+            if not low <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least {low}")
         if not 0 <= self.temperature < float("inf"):
             raise ConfigError(f"--temperature {self.temperature}: give 0 (greedy) or more")
+        if self.num_parameters is not None and self.num_parameters < 1:
+            raise ConfigError(f"--num-parameters {self.num_parameters}: give at least 1, or leave it out")
         Sampling(0, top_p=self.top_p)
         if sum((self.best_of > 1, self.majority > 1, self.think_again > 0)) > 1:
             raise ConfigError("--best-of, --majority and --think-again: give one of them, or wrap a policy yourself")
@@ -99,7 +101,7 @@ def load_policy(config: PolicyConfig, view: ContextConfig, concurrency: int) -> 
         extra = {"top_p": config.top_p} if config.top_p != 1 else {}
         client = ChatClient(
             config.base_url, model, temperature=config.temperature, max_tokens=config.max_tokens,
-            timeout_s=config.timeout_s, concurrency=concurrency, extra=extra | settings(config.extra),
+            timeout_s=config.timeout_s, concurrency=concurrency, extra=extra | settings(config.extra, "--extra"),
         )  # fmt: skip
         return ChatPolicy(client, tool_calls=config.tool_calls)
     if model in NAMES:

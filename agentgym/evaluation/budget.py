@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -17,40 +18,13 @@ import gymnasium
 
 from agentgym.env import Observation
 from agentgym.errors import ConfigError
-from agentgym.ledger import Episode, Ledger
+from agentgym.ledger import NONE, Episode, Ledger, Tokens
 from agentgym.messages import Message
 from agentgym.policies.base import Actor, Policy
 
 PILOT = 4  # episodes that are played before the rest, where there is a limit: their cost is the first estimate
+_EPISODE: ContextVar[object] = ContextVar("_EPISODE")  # the one that is played here; its many replies share it
 AROUND, AROUND_TOOLS = 32, 1024  # most tokens that a chat template writes around a message, and around the tools
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """What was read and what was sampled."""
-
-    prompt: int = 0
-    sampled: int = 0
-
-    def __add__(self, other: Tokens) -> Tokens:
-        return Tokens(self.prompt + other.prompt, self.sampled + other.sampled)
-
-    def at_least(self, other: Tokens) -> Tokens:
-        """The larger of each."""
-        return Tokens(max(self.prompt, other.prompt), max(self.sampled, other.sampled))
-
-    def __sub__(self, other: Tokens) -> Tokens:
-        return Tokens(self.prompt - other.prompt, self.sampled - other.sampled)
-
-    def times(self, count: int) -> Tokens:
-        return Tokens(self.prompt * count, self.sampled * count)
-
-    @property
-    def total(self) -> int:
-        return self.prompt + self.sampled
-
-
-NONE = Tokens()
 
 
 @dataclass(frozen=True)
@@ -102,18 +76,26 @@ class Budget:
 class Meter:
     """Counts what a run spends, and says what it may still begin."""
 
-    def __init__(self, budget: Budget, reply_tokens: int, spent: Tokens = NONE) -> None:
-        """`reply_tokens` is the most that a reply can have; `spent` what the run has cost before."""
+    def __init__(
+        self, budget: Budget, reply_tokens: int, spent: Tokens = NONE, *, before: Iterable[Episode] = (),
+        record: Callable[[Tokens], object] = lambda tokens: None,
+    ) -> None:  # fmt: skip
+        """`reply_tokens` is the most that a reply can have; `before` what the run holds, `spent` what it has cost, if
+        more. `record` is told, before it is, what will have been spent if all under way costs as much as it can."""
         self.budget = budget
-        self.spent = spent  # tries that were thrown away included
         self.is_spent = asyncio.Event()
-        self._reply_tokens = reply_tokens
-        self._finished = spent
-        self.num_open = 0  # episodes that were admitted and have not ended
+        self._reply_tokens, self._record = reply_tokens, record
+        self._open: dict[object, Tokens] = {}  # what the episodes have paid that were admitted and have not ended
         self._dearest, self._slowest_s = NONE, 0.0
+        self.spent = NONE  # tries that were thrown away included, and replies that were cut: the most they can cost
+        for episode in before:
+            self.spent += episode.tokens
+            self._learn(episode, episode.tokens)
+        self._num_uncounted = float("-inf") if self.spent.total else 0  # replies, until one has been counted
+        self.spent = self.spent.at_least(spent)
         self._began = monotonic()
         self._asked = NONE  # the most that the replies under way can cost
-        self._settled = asyncio.Condition()
+        self._settled = asyncio.Event()
 
     def wrap(self, policy: Policy) -> Policy:
         """The same policy, paying as it goes."""
@@ -124,17 +106,24 @@ class Meter:
         limit_s = self.budget.max_time
         if limit_s is not None and monotonic() - self._began + self._slowest_s > limit_s:
             return False
-        reserved = self._finished + (self.spent - self._finished).at_least(self._dearest.times(self.num_open))
+        reserved = sum((self._dearest.at_least(paid) - paid for paid in self._open.values()), self.spent)
         if not self.budget.holds(reserved + self._dearest):
             return False
-        self.num_open += 1
+        _EPISODE.set(key := object())
+        self._open[key] = NONE
         return True
 
     def ended(self, episode: Episode) -> None:
         """An admitted episode has ended."""
-        tokens = spent_by(episode)
-        self.num_open -= 1
-        self._finished += tokens
+        self._learn(episode, self._open.pop(_EPISODE.get()))
+
+    def cut(self) -> int:
+        """Give up the episodes under way; how many had asked for anything (all, where nobody counts)."""
+        num_cut = sum(paid.total > 0 or not self.budget.limits_tokens for paid in self._open.values())
+        self._open.clear()
+        return num_cut
+
+    def _learn(self, episode: Episode, tokens: Tokens) -> None:
         self._dearest = self._dearest.at_least(tokens)
         self._slowest_s = max(self._slowest_s, sum(turn.policy_s + turn.env_s for turn in episode.turns))
 
@@ -156,23 +145,33 @@ class Meter:
     async def reserve(self, most: Tokens, *, waits: bool) -> None:
         """Wait until a reply that costs at most this fits beside those under way; for ever, where it never will. One
         that `waits` for nobody, since others wait for it, must fit at once."""
-        async with self._settled:
-            while not self.budget.holds(self.spent + self._asked + most):
-                if not (waits and self._asked.total):
-                    self.is_spent.set()
-                await self._settled.wait()
-            self._asked += most
+        while not self.budget.holds(self.spent + self._asked + most):
+            if not (waits and self._asked.total):
+                self.is_spent.set()
+            self._settled.clear()
+            await self._settled.wait()
+        self._record(self.spent + self._asked + most)
+        self._asked += most
 
-    async def settle(self, most: Tokens, tokens: Tokens) -> None:
+    def settle(self, most: Tokens, tokens: Tokens) -> None:
         """A reply for which so much was reserved has cost so much."""
         self.spent += tokens
-        async with self._settled:
-            self._asked -= most
-            self._settled.notify_all()
+        self._asked -= most
+        self._open[_EPISODE.get()] += tokens
+        self._settled.set()
+        self._record(self.spent + self._asked)
+
+    def counted(self, tokens: Tokens, most: Tokens) -> Tokens:
+        """What a reply has cost: as much as it could, where nobody counted it. Raises ConfigError where nobody does."""
+        self._num_uncounted = float("-inf") if tokens.prompt else self._num_uncounted + 1
+        if self._num_uncounted == PILOT:
+            raise ConfigError("this policy or its server does not count tokens: leave --max-cost and the like out")
+        return tokens if tokens.prompt else most
 
     def most(self, last: Tokens, observation: Observation) -> Tokens:
         """The most that a reply can cost after one that cost `last`: a token has at least one byte."""
-        said = sum(len(message["content"].encode()) + AROUND for message in observation["messages"])
+        written = (json.dumps(message, ensure_ascii=False) for message in observation["messages"])
+        said = sum(len(text.encode(errors="surrogatepass")) + AROUND for text in written)
         offered = len(json.dumps(observation["tools"]).encode()) + AROUND_TOOLS if observation["tools"] else 0
         return Tokens(last.total + said + offered, self._reply_tokens)
 
@@ -198,40 +197,28 @@ class _PayingActor:
 
     async def act(self, observation: Observation) -> Message:
         ledger = self._actor.ledger
-        before = None if ledger is None else _in_ledger(ledger)
+        before = None if ledger is None else ledger.tokens
         # a reply reads all again at a server; an engine keeps what it has read, and its episodes wait for one another
         most = self._meter.most(self._last if before is None else NONE, observation)
         await self._meter.reserve(most, waits=before is None)
-        tokens = NONE
+        tokens = most  # where it is cut: a server may go on, and nobody says what it has cost
         try:
             message = await self._actor.act(observation)
-            self._last = tokens = self._cost(message, before)
+            self._last = tokens = self._cost(message, before, most)
+        except Exception:
+            tokens = NONE
+            raise
         finally:
-            await self._meter.settle(most, tokens)
+            self._meter.settle(most, tokens)
         return message
 
-    def _cost(self, message: Message, before: Tokens | None) -> Tokens:
+    def _cost(self, message: Message, before: Tokens | None, most: Tokens) -> Tokens:
         if self._actor.ledger is not None:
-            return _in_ledger(self._actor.ledger) - (before or NONE)
-        if not isinstance(message, dict) or "num_tokens" not in message or not message.get("prompt_tokens"):
-            if isinstance(message, dict) and message.get("finish_reason") == "context":
-                return NONE
-            raise ConfigError("this policy or its server does not count tokens: leave --max-cost and the like out")
-        return _in_message(message)
+            return self._actor.ledger.tokens - (before or NONE)
+        is_message = isinstance(message, dict)
+        if is_message and message.get("finish_reason") == "context" and not message.get("prompt_tokens"):
+            return NONE
+        return self._meter.counted(Tokens.of(message) if is_message and "num_tokens" in message else NONE, most)
 
     async def close(self) -> None:
         await self._actor.close()
-
-
-def spent_by(episode: Episode) -> Tokens:
-    """An episode's tokens. With a ledger each was read once (the engine keeps its cache); from a server they are what
-    it counted, where every reply reads the whole conversation again."""
-    return _in_ledger(episode.ledger) if episode.ledger is not None else sum(map(_in_message, episode.messages), NONE)
-
-
-def _in_ledger(ledger: Ledger) -> Tokens:
-    return Tokens(ledger.num_tokens - ledger.num_sampled, ledger.num_sampled)
-
-
-def _in_message(message: Mapping[str, Any]) -> Tokens:
-    return Tokens(message.get("prompt_tokens", 0), message.get("num_tokens", 0))

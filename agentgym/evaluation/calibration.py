@@ -5,17 +5,16 @@ Owns the figures of stated confidences and where episodes state them. What an an
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agentgym.errors import ConfigError
-from agentgym.evaluation.intervals import or_null
+from agentgym.evaluation.intervals import Array, is_number, or_null
 from agentgym.ledger import Episode
 
-FloatArray = NDArray[np.float64]
 NUM_BINS = 10
 COVERAGES = (0.25, 0.5, 0.75, 1.0)  # at which `as_json` tells the selective accuracy
 
@@ -42,12 +41,9 @@ class Calibration:
         return next(accuracy for share, accuracy in self.selective if share >= coverage - 1e-12)
 
     def as_json(self) -> dict[str, Any]:
-        names = ("accuracy", "confidence", "ece_width", "ece_mass", "brier", "reliability", "resolution", "uncertainty")
-        return {
-            "n": self.n, "num_unstated": self.num_unstated, **{name: getattr(self, name) for name in names},
-            "auroc": or_null(self.auroc),
-            "selective_accuracy": {f"{share:g}": self.accuracy_at(share) for share in COVERAGES},
-        }  # fmt: skip
+        told = asdict(self) | {"auroc": or_null(self.auroc)}
+        del told["selective"]
+        return told | {"selective_accuracy": {f"{share:g}": self.accuracy_at(share) for share in COVERAGES}}
 
 
 def calibration(
@@ -94,7 +90,7 @@ def stated(episode: Episode) -> list[tuple[float | None, bool]]:
     return [(_share(final["confidence"]), episode.success)] if "confidence" in final else []
 
 
-def ece(said: FloatArray, won: FloatArray, bins: NDArray[Any]) -> float:
+def ece(said: Array, won: Array, bins: NDArray[Any]) -> float:
     """Mean distance of accuracy from confidence over bins, weighted by their sizes (Naeini et al. 2015; Guo et al.
     2017, eq. 3). said, won [n] float64, bins [n] the bin of each. Biased upwards: a perfect forecaster's falls with
     n^(-1/2)."""
@@ -102,7 +98,7 @@ def ece(said: FloatArray, won: FloatArray, bins: NDArray[Any]) -> float:
     return float(np.abs(np.bincount(index, weights=won - said)).sum() / len(said))
 
 
-def murphy(said: FloatArray, won: FloatArray) -> tuple[float, float, float]:
+def murphy(said: Array, won: Array) -> tuple[float, float, float]:
     """Reliability, resolution, uncertainty, with Brier = reliability - resolution + uncertainty (Murphy 1973).
     said, won [n] float64. Groups are the distinct confidences, for which alone the sum is exact."""
     values, index, sizes = np.unique(said, return_inverse=True, return_counts=True)
@@ -111,7 +107,7 @@ def murphy(said: FloatArray, won: FloatArray) -> tuple[float, float, float]:
     return float(weights @ (values - rates) ** 2), float(weights @ (rates - base) ** 2), float(base * (1 - base))
 
 
-def auroc(said: FloatArray, won: FloatArray) -> float:
+def auroc(said: Array, won: Array) -> float:
     """The chance that a right answer was surer than a wrong one, ties one half (Hanley & McNeil 1982)."""
     right, wrong = said[won == 1], np.sort(said[won == 0])
     if not (len(right) and len(wrong)):
@@ -120,7 +116,7 @@ def auroc(said: FloatArray, won: FloatArray) -> float:
     return float(below.mean() / 2 / len(wrong))
 
 
-def selective(said: FloatArray, won: FloatArray) -> tuple[tuple[float, float], ...]:
+def selective(said: Array, won: Array) -> tuple[tuple[float, float], ...]:
     """The risk-coverage curve (El-Yaniv & Wiener 2010), as (coverage, accuracy) at each distinct confidence."""
     _, index, sizes = np.unique(-said, return_inverse=True, return_counts=True)
     taken = np.cumsum(sizes)
@@ -129,5 +125,4 @@ def selective(said: FloatArray, won: FloatArray) -> tuple[tuple[float, float], .
 
 
 def _share(said: Any) -> float | None:
-    is_number = isinstance(said, int | float) and not isinstance(said, bool)
-    return float(said) if is_number and 0 <= said <= 1 else None
+    return float(said) if is_number(said) and 0 <= said <= 1 else None

@@ -6,22 +6,17 @@ itself, and its attempts are averaged first. The interval of one rate is interva
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from agentgym.evaluation.figures import MIN_COVERAGE
-from agentgym.evaluation.intervals import (
-    Interval,
-    cluster_wilson,
-    normal_quantile,
-    or_null,
-    student_quantile,
-    wilson,
-)  # fmt: skip
+from agentgym.evaluation.intervals import Interval, cluster_wilson, or_null, quantile
 from agentgym.ledger import Episode
 from agentgym.rollout.store import Result, opening
 
@@ -30,6 +25,7 @@ Attempts = dict[str, list[Any]]  # of one environment and split: episodes, or wh
 Places = dict[tuple[str, str], Attempts]  # by environment, without its version, and split
 TARGET = 0.02  # the difference that a comparison should have been able to see
 POWER = 0.8
+LEVEL = 0.95  # of the intervals; a p below 1 - LEVEL is a difference
 UNTOLD = opening(())  # of an episode that ended before anybody was told anything
 
 
@@ -85,11 +81,11 @@ class Comparison:
     num_unpaired: int  # tasks that are missing, or without a scored attempt, in one of the two
     p_holm: float  # p of success, corrected for the comparisons made together
 
-    def verdict(self, level: float = 0.95) -> str:
+    def verdict(self) -> str:
         """Which is better, as far as this can tell."""
         if not self.success.num_tasks or min(self.coverage_a, self.coverage_b) < MIN_COVERAGE:
             return "undecided"
-        if self.p_holm >= 1 - level:
+        if self.p_holm >= 1 - LEVEL:
             return "no difference seen"
         return "B is better" if self.success.value > 0 else "A is better"
 
@@ -102,9 +98,9 @@ class Comparison:
         }  # fmt: skip
 
 
-def compare(a: Places, b: Places, level: float = 0.95) -> list[Comparison]:
+def compare(a: Places, b: Places) -> list[Comparison]:
     """One comparison for each environment and split that both runs played, in the order of the first run."""
-    return corrected([_compared(*place, a[place], b[place], level) for place in a if place in b])
+    return corrected([_compared(*place, a[place], b[place]) for place in a if place in b])
 
 
 def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -113,14 +109,17 @@ def corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
     return [replace(each, p_holm=p) for each, p in zip(comparisons, adjusted, strict=True)]
 
 
-def paired_difference(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], level: float = 0.95) -> Difference:
+def paired_difference(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Difference:
     """What the means of tasks differ by. pairs: for each task the values of its attempts in A and in B, at least one.
 
     Student's interval and test over the G differences of the tasks, which are independent where attempts are not. Where
-    values are 0 and 1 the squared deviations count one attempt more that was lost and one that was won: without them
-    a few tasks that never differed would be certain never to differ (after Bonett & Price 2012, who shrink the value as
-    well). With 8 to 200 tasks x 1 to 16 attempts this covered 93 to 100 % of the truths, a percentile bootstrap of the
-    tasks 23 to 99 %; where success is rare and B far better, 20 tasks are not enough for it (88 %)."""
+    values are 0 and 1, or all differences equal, the squared deviations count one attempt more that was lost and one
+    that was won: without them a few tasks that never differed would be certain never to differ (after Bonett & Price
+    2012, who shrink the value as well). With 8 to 200 tasks x 1 to 16 attempts this covered 93 to 100 % of the truths,
+    a percentile bootstrap of the tasks 23 to 99 %; where success is rare and B far better, 20 tasks are not enough for
+    it (88 %)."""
+    from scipy.special import stdtr  # noqa: PLC0415  0.1 s to import
+
     if not pairs:
         return Difference(math.nan, math.nan, math.nan, -1.0, 1.0, 1.0, 0, None)
     means = np.array([(sum(a) / len(a), sum(b) / len(b)) for a, b in pairs])
@@ -128,15 +127,16 @@ def paired_difference(pairs: Sequence[tuple[Sequence[float], Sequence[float]]], 
     values = {value for pair in pairs for side in pair for value in side}
     num_tasks, mean = len(pairs), float(differences.mean())
     deviations = float(((differences - mean) ** 2).sum())
-    if values <= {0.0, 1.0} or not deviations:
+    largest = max(1.0, *map(abs, values))
+    if values <= {0.0, 1.0} or deviations <= 1e-12 * num_tasks * largest**2:  # equal but for rounding
         per_task = sum(len(a) + len(b) for a, b in pairs) / (2 * num_tasks)
-        deviations += 2 / per_task**2
+        deviations += 2 * (largest / per_task) ** 2
     low, high, p, needed = -math.inf, math.inf, 1.0, None
     if num_tasks > 1:
         error = math.sqrt(deviations / (num_tasks - 1) / num_tasks)
-        half = student_quantile(level, num_tasks - 1) * error
-        low, high, p = mean - half, mean + half, _student_p(mean / error, num_tasks - 1)
-        per_unit = (normal_quantile(level) + normal_quantile(2 * POWER - 1)) / TARGET
+        half = quantile(LEVEL, num_tasks - 1) * error
+        low, high, p = mean - half, mean + half, float(2 * stdtr(num_tasks - 1, -abs(mean / error)))
+        per_unit = (quantile(LEVEL) + quantile(2 * POWER - 1)) / TARGET
         needed = math.ceil(per_unit**2 * deviations / (num_tasks - 1))
     if min(values) >= 0 and max(values) <= 1:
         low, high = max(low, -1.0), min(high, 1.0)
@@ -148,8 +148,7 @@ def mcnemar(num_lost: int, num_won: int) -> float:
     """Exact two-sided p that a task which changed was as likely to change the other way (McNemar 1947)."""
     from scipy.special import bdtr  # noqa: PLC0415  0.1 s to import
 
-    changed = num_lost + num_won
-    return min(1.0, 2 * float(bdtr(min(num_lost, num_won), changed, 0.5))) if changed else 1.0
+    return min(1.0, 2 * float(bdtr(min(num_lost, num_won), num_lost + num_won, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -163,14 +162,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def by_place(played: Iterable[Played]) -> Places:
     """(environment without its version, split) -> task -> attempts."""
     places: Places = {}
-    named: dict[tuple[str, str], Attempts] = {}  # the same, with its version
     for each in played:
-        if (tasks := named.get((each.env_id, each.split))) is None:
-            name = each.env_id.rpartition("-v")[0] or each.env_id
-            tasks = named[each.env_id, each.split] = places.setdefault((name, each.split), {})
-        if (attempts := tasks.get(each.task_id)) is None:
-            attempts = tasks[each.task_id] = []
-        attempts.append(each)
+        tasks = places.setdefault((_unversioned(each.env_id), each.split), {})
+        tasks.setdefault(each.task_id, []).append(each)
     return places
 
 
@@ -205,19 +199,19 @@ def mismatches(a: Places, b: Places) -> list[Mismatch]:
     return found
 
 
-def _compared(name: str, split: str, a: Attempts, b: Attempts, level: float) -> Comparison:
+def _compared(name: str, split: str, a: Attempts, b: Attempts) -> Comparison:
     common = [task for task in a if task in b]
     scored = {task: ([e for e in a[task] if e.counts], [e for e in b[task] if e.counts]) for task in common}
     paired = {task: pair for task, pair in scored.items() if pair[0] and pair[1]}
     wins = {task: ([e.success for e in x], [e.success for e in y]) for task, (x, y) in paired.items()}
-    success = paired_difference([*wins.values()], level)
+    success = paired_difference([*wins.values()])
     test = "Student's t over tasks"
     if all(len(won_a) == len(won_b) == 1 for won_a, won_b in wins.values()):
         test = "exact McNemar"
         changes = Counter(won_b[0] - won_a[0] for won_a, won_b in wins.values())
         success = replace(success, p=mcnemar(changes[-1], changes[1]))
     rewards = [([e.reward for e in x], [e.reward for e in y]) for x, y in paired.values()]
-    reward = success if rewards == [*wins.values()] else paired_difference(rewards, level)
+    reward = success if rewards == [*wins.values()] else paired_difference(rewards)
     rates = {task: (sum(won_a) / len(won_a), sum(won_b) / len(won_b)) for task, (won_a, won_b) in wins.items()}
     flips = [_flip(task, *rates[task], *paired[task]) for task in paired if rates[task][0] != rates[task][1]]
     flips.sort(key=lambda flip: (-abs(flip.b - flip.a), flip.task_id))
@@ -225,10 +219,10 @@ def _compared(name: str, split: str, a: Attempts, b: Attempts, level: float) -> 
         sum(len(pair[side]) for pair in scored.values()) / max(sum(len(played[task]) for task in common), 1)
         for side, played in enumerate((a, b))
     )
+    rate_a, rate_b = (cluster_wilson({task: pair[side] for task, pair in wins.items()}) for side in (0, 1))
     return Comparison(
-        name, split, _rate({task: pair[0] for task, pair in wins.items()}, level),
-        _rate({task: pair[1] for task, pair in wins.items()}, level), success, reward, test, tuple(flips),
-        coverage_a, coverage_b, len(a.keys() | b.keys()) - len(paired), success.p,
+        name, split, rate_a, rate_b, success, reward, test, tuple(flips), coverage_a, coverage_b,
+        len(a.keys() | b.keys()) - len(paired), success.p,
     )  # fmt: skip
 
 
@@ -236,12 +230,6 @@ def _flip(task: str, rate_a: float, rate_b: float, a: Sequence[Played], b: Seque
     shows_a = next((e for e in a if e.success == (rate_a > rate_b)), a[0])
     shows_b = next((e for e in b if e.success == (rate_b > rate_a)), b[0])
     return Flip(task, rate_a, rate_b, shows_a.key, shows_b.key)
-
-
-def _rate(wins: Mapping[str, Sequence[bool]], level: float) -> Interval:
-    if all(len(won) == 1 for won in wins.values()):
-        return wilson(sum(won[0] for won in wins.values()), len(wins), level)
-    return cluster_wilson(wins, level)
 
 
 def _told_apart(a: Sequence[Result], b: Sequence[Result]) -> tuple[Result, Result] | None:
@@ -255,11 +243,10 @@ def _told_apart(a: Sequence[Result], b: Sequence[Result]) -> tuple[Result, Resul
     return next(((x, y) for x, y in pairs if x.opening != y.opening), None)
 
 
+@cache
+def _unversioned(env_id: str) -> str:
+    return re.sub(r"-v\d+$", "", env_id)
+
+
 def _version(played: Played) -> str:
     return f"{played.env_id} ({played.env_version})"
-
-
-def _student_p(t: float, degrees: int) -> float:
-    from scipy.special import stdtr  # noqa: PLC0415  0.1 s to import
-
-    return float(2 * stdtr(degrees, -abs(t)))

@@ -7,28 +7,26 @@ the first error ends it."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
 
 from agentgym.env import AgentEnv, Observation
 from agentgym.errors import ConfigError, TaskError
-from agentgym.evaluation.intervals import Interval, MeanInterval, mean_interval, wilson
+from agentgym.evaluation.intervals import Interval, mean_interval, wilson
 from agentgym.evaluation.run import evaluate
 from agentgym.ledger import Episode, Ledger
 from agentgym.messages import JSON, Message
 from agentgym.policies.base import Actor, Policy
 from agentgym.policies.builtin import Gold
 from agentgym.rollout.driver import derive_seed
-
-if TYPE_CHECKING:
-    from agentgym.rollout.store import Store
+from agentgym.rollout.store import Store
 
 SHARES = (0.0, 0.1, 0.25, 0.5)
 SURE = 0.99  # level of the interval behind the verdict
-Outcomes = Mapping[str, Sequence[bool]]  # task id -> whether the step was right, for each share
+MIN_TASKS = 8  # for a verdict
 
 
 class Planted:
@@ -105,11 +103,13 @@ class Conditioning:
     history: int  # steps before the one that is judged
     shares: tuple[float, ...]  # as planted: whole steps of the history
     accuracy: tuple[Interval, ...]
-    slope: MeanInterval  # of accuracy, from a history without errors to one of nothing else
+    slope: Interval  # of accuracy, from a history without errors to one of nothing else
     sure: tuple[float, float]  # the wider interval of the slope that the verdict uses
 
     @property
-    def verdict(self) -> Literal["errors breed errors", "errors help", "none seen"]:
+    def verdict(self) -> Literal["errors breed errors", "errors help", "none seen", "cannot tell"]:
+        if self.slope.num_tasks < MIN_TASKS:
+            return "cannot tell"
         if self.sure[1] < 0:
             return "errors breed errors"
         return "errors help" if self.sure[0] > 0 else "none seen"
@@ -119,23 +119,24 @@ class Conditioning:
         return {"history": self.history, "by_share": rows, "slope": self.slope.as_json(), "verdict": self.verdict}
 
 
-def conditioned(outcomes: Outcomes, shares: Sequence[float], history: int) -> Conditioning:
+def conditioned(outcomes: Mapping[str, Sequence[bool]], shares: Sequence[float], history: int) -> Conditioning:
     """The slope of every task, fitted to its own steps by least squares, and their mean (tasks are the clusters).
+    outcomes: task id -> whether the step was right, for each share.
 
-    Tasks that lack a share are left out. Where no step differs from another there is no spread to go by: then the
-    slope may be as large as Wilson's interval allows between two shares. Raises ConfigError without a whole task."""
+    Tasks that lack a share are left out. Where all slopes are equal there is no spread to go by: then their mean is as
+    uncertain as Wilson's interval allows between two shares. Raises ConfigError without a whole task."""
     whole = {task: right for task, right in outcomes.items() if len(right) == len(shares)}
     if not whole or len(set(shares)) < 2:
         raise ConfigError(f"{len(whole)} tasks with a step after each of the shares {shares}: nothing to compare")
     right = np.array(list(whole.values()), dtype=np.float64)
     centred = np.array(shares) - np.mean(shares)
-    slopes = {task: [float(slope)] for task, slope in zip(whole, right @ centred / (centred @ centred), strict=True)}
+    each = right @ centred / (centred @ centred)
+    slopes = {task: [slope] for task, slope in zip(whole, each.tolist(), strict=True)}
     rates = [wilson(int(column.sum()), len(whole)) for column in right.T]
     mean, sure = mean_interval(slopes), mean_interval(slopes, SURE)
-    if right.min() == right.max():
-        half = (rates[0].high - rates[0].low) / max(shares)
-        mean = MeanInterval(0.0, -half, half, mean.n, mean.num_tasks)
-        sure = mean
+    if np.ptp(each) < 1e-9:
+        half = max(rate.high - rate.low for rate in rates) / max(shares)
+        sure = mean = replace(mean, low=mean.mean - half, high=mean.mean + half)
     return Conditioning(history, tuple(shares), tuple(rates), mean, (sure.low, sure.high))
 
 

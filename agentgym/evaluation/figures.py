@@ -5,20 +5,19 @@ Owns what counts where. The statistics are intervals.py's, passes.py's and horiz
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-from agentgym.evaluation.budget import NONE, Budget, Tokens, spent_by
+from agentgym.evaluation.budget import Budget
 from agentgym.evaluation.calibration import Calibration, calibration_of
 from agentgym.evaluation.horizon import Point, success_curve
-from agentgym.evaluation.intervals import Interval, MeanInterval, mean_interval, success_interval
+from agentgym.evaluation.intervals import Interval, by_task, mean_interval, success_interval
 from agentgym.evaluation.minutes import Minutes, runs_of, time_horizon
 from agentgym.evaluation.passes import Passes, passes
-from agentgym.ledger import Episode
+from agentgym.ledger import NONE, Episode, Tokens
 
 MIN_COVERAGE = 0.9  # below it the verdict is "undecided": too much of the evaluation is missing
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class Evaluation:
     env_version: str
     split: str
     overall: Interval
-    reward: MeanInterval
+    reward: Interval
     reward_parts: Mapping[str, float]  # means; 0 where an episode ended without a verdict by the policy's own fault
     passes: tuple[Passes, ...]  # for every k up to the attempts
     by_horizon: tuple[Point, ...]
@@ -81,6 +80,8 @@ class Evaluation:
             "seconds_episodes": self.seconds, "flops": self.flops, "cost": self.cost,
             "cost_per_episode": None if self.cost is None else self.cost / max(self.num_played, 1),
             "cost_per_success": self.cost_per_success,
+            "calibration": self.calibration and self.calibration.as_json(),
+            "human_minutes": self.minutes and self.minutes.as_json(),
         }  # fmt: skip
 
 
@@ -105,7 +106,7 @@ class Tally:
 
     def add(self, episode: Episode) -> None:
         self.episodes.append(episode)
-        self.tokens += spent_by(episode)
+        self.tokens += episode.tokens
         if episode.failure is not None:
             self.failures[str(episode.failure.kind)] += 1
 
@@ -124,7 +125,7 @@ def summarise(
     parameter and token, prompts included (Kaplan et al. 2020, arXiv:2001.08361, section 2.1, without attention)."""
     episodes = list(episodes)
     scored = [e for e in episodes if e.counts]
-    tokens = sum(map(spent_by, episodes), NONE)
+    tokens = sum((e.tokens for e in episodes), NONE)
     runs = runs_of(scored)
     is_unit = all(0 <= e.reward <= 1 for e in scored)
     parts = dict.fromkeys(name for e in scored for name in e.reward_parts)
@@ -140,19 +141,11 @@ def summarise(
         stop_reasons=Counter(str(e.stop_reason) for e in episodes),
         mean_turns=sum(len(e.turns) for e in scored) / max(len(scored), 1),
         tokens=tokens, seconds=sum(turn.policy_s + turn.env_s for e in episodes for turn in e.turns),
-        cost=budget.cost(tokens) if budget is not None and tokens.total else None,
+        cost=budget.cost(tokens) if budget is not None and (tokens.total or not episodes) else None,
         flops=None if num_parameters is None else 2.0 * num_parameters * tokens.total,
         calibration=calibration_of(scored),
         minutes=time_horizon(runs) if len({run.minutes for run in runs}) > 1 else None,
     )  # fmt: skip
-
-
-def by_task(episodes: Iterable[Episode], value: Callable[[Episode], T]) -> dict[str, list[T]]:
-    """Task -> a value of each of its attempts."""
-    found: dict[str, list[T]] = {}
-    for episode in episodes:
-        found.setdefault(episode.task_id, []).append(value(episode))
-    return found
 
 
 def _causes(episodes: Iterable[Episode]) -> tuple[Cause, ...]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from agentgym.evaluation.horizon import Array
+from agentgym.evaluation.intervals import Array
 from agentgym.evaluation.survival import FirstError
 
 Verdict = Literal["constant", "falling", "rising", "only a mixture", "cannot tell"]
@@ -31,12 +31,6 @@ class Shape:
     high: float
     sure: tuple[float, float]
 
-    def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
-
-    def as_json(self) -> dict[str, float]:
-        return {"value": self.value, "low": self.low, "high": self.high}
-
 
 @dataclass(frozen=True, slots=True)
 class Hazard:
@@ -50,16 +44,13 @@ class Hazard:
     num_errors: int
 
     def as_json(self) -> dict[str, Any]:
-        shapes = {"pooled": self.pooled, "within": self.within}
-        return {name: shape and shape.as_json() for name, shape in shapes.items()} | {
-            "verdict": self.verdict, "why": self.why, "num_tasks": self.num_tasks, "num_errors": self.num_errors,
-        }  # fmt: skip
+        return asdict(self)
 
 
 def hazard(errors: Sequence[FirstError]) -> Hazard:
     """Both shapes and what they come to. Attempts of one `task_id` are repeats of one instance."""
     times = _Times(errors)
-    enough = times.num_errors >= MIN_ERRORS and times.num_tasks > 1
+    enough = times.num_errors >= MIN_ERRORS and times.num_tasks > 1 and times.num_steps > 1
     pooled = _pooled(times) if enough else None
     within = _within(times) if enough and times.num_repeated >= MIN_ERRORS else None
     return Hazard(pooled, within, *_verdict(pooled, within, times), times.num_tasks, times.num_errors)
@@ -67,22 +58,20 @@ def hazard(errors: Sequence[FirstError]) -> Hazard:
 
 def _verdict(pooled: Shape | None, within: Shape | None, times: _Times) -> tuple[Verdict, str]:
     if pooled is None:
-        return "cannot tell", f"{times.num_errors} errors on {times.num_tasks} tasks; {MIN_ERRORS} at least are needed"
+        found = f"{times.num_errors} errors on {times.num_tasks} tasks, at {times.num_steps} different steps"
+        return "cannot tell", f"{found}; {MIN_ERRORS} at least are needed, on two tasks and at two steps"
     if within is None:
         if pooled.sure[0] > 1:
             return "rising", "tasks that differ can only hide a rise"
-        return "cannot tell", (
-            f"{times.num_repeated} tasks have several attempts, {MIN_ERRORS} at least are needed: tasks that differ"
-            " look like a falling hazard"
-        )
-    if within.sure[1] < 1:
+        found = f"{times.num_repeated} tasks have several attempts, {MIN_ERRORS} at least are needed"
+        return "cannot tell", f"{found}: tasks that differ look like a falling hazard"
+    low, high = within.sure
+    if high < 1:
         return "falling", "within a task, every step survived makes the next one safer"
-    if within.sure[0] > 1:
+    if low > 1:
         return "rising", "within a task, every step survived makes the next one riskier"
-    if within.sure[0] < CONSTANT[0] or within.sure[1] > CONSTANT[1]:
-        return "cannot tell", (
-            f"the shape within a task may be {within.sure[0]:.2f} or {within.sure[1]:.2f}: more tasks are needed"
-        )
+    if low < CONSTANT[0] or high > CONSTANT[1]:
+        return "cannot tell", f"the shape within a task may be {low:.2f} or {high:.2f}: more tasks are needed"
     if pooled.sure[1] < 1:
         return "only a mixture", "tasks differ in their rate of errors; within a task it does not fall"
     return "constant", "the rate of errors is the same at every step"
@@ -97,6 +86,7 @@ class _Times:
         self.before, self.after = step - self.seen, step
         names, self.task = np.unique([e.task_id for e in errors], return_inverse=True)
         self.num_tasks, self.num_errors = len(names), int(self.seen.sum())
+        self.num_steps = len(set(step[self.seen].tolist()))  # at which there were errors
         self.num_repeated = int((np.bincount(self.task, minlength=1) > 1).sum())
 
     def loglik(self, shape: float, log_rates: Array) -> Array:

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from agentgym.errors import ConfigError
-from agentgym.evaluation.intervals import Interval, success_interval
+from agentgym.evaluation.intervals import Array, Interval, by_task, cluster_wilson, is_number
 from agentgym.ledger import Episode
 
-Array = NDArray[np.float64]
 WIDE = 2.0  # factor between tested horizons above which the interval of a crossing is too narrow
 
 
@@ -30,11 +28,6 @@ class Point:
     success: Interval
     num_failed: int = 0  # broken by us or by the data: no part of success.n
     effective_n: float | None = None  # independent attempts that would tell as much; None: each of success.n is one
-
-    @property
-    def coverage(self) -> float:
-        """Share of the episodes that could be scored."""
-        return self.success.n / max(self.success.n + self.num_failed, 1)
 
     def as_json(self) -> dict[str, Any]:
         return {"horizon": self.horizon, **self.success.as_json(), "num_failed": self.num_failed}
@@ -65,24 +58,26 @@ class HalfHorizon:
         return f"{value} [{self.low:.1f}, {'≥ ' if self.high_at_least else ''}{self.high:.1f}]{note}"
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "value": self.value, "low": self.low, "high": self.high, "level": self.level,
-            "at_least": self.at_least, "high_at_least": self.high_at_least, "not_reached": self.not_reached,
-            "gap": self.gap,
-        }  # fmt: skip
+        return asdict(self) | {"not_reached": self.not_reached}
 
 
 def success_curve(episodes: Iterable[Episode]) -> list[Point]:
     """Success per horizon, shortest first. Episodes whose task names no horizon have no place on it."""
     by_horizon: dict[int, list[Episode]] = {}
     for episode in episodes:
-        horizon = episode.metadata.get("horizon")
-        if horizon is not None:
-            by_horizon.setdefault(int(horizon), []).append(episode)
+        if horizon := horizon_of(episode):
+            by_horizon.setdefault(horizon, []).append(episode)
     return [
-        Point(horizon, success_interval(members), sum(not e.counts for e in members), effective_n(_outcomes(members)))
+        Point(horizon, cluster_wilson(outcomes), sum(not e.counts for e in members), effective_n(outcomes))
         for horizon, members in sorted(by_horizon.items())
+        for outcomes in [by_task(members, lambda e: e.success)]
     ]
+
+
+def horizon_of(episode: Episode) -> int | None:
+    """The horizon that the task of an episode names, at least 1; None where it names none, or nonsense."""
+    told: Any = episode.metadata.get("horizon")
+    return int(told) if is_number(told) and told >= 1 else None
 
 
 def half_horizon(curve: Sequence[Point], level: float = 0.5, draws: int = 500, seed: int = 0) -> HalfHorizon:
@@ -146,14 +141,6 @@ def effective_n(outcomes: Mapping[str, Sequence[bool]]) -> float | None:
         return float(tasks)  # nothing shows how alike the attempts on a task are
     clustered = ((won - rate * tried) ** 2).sum() * tasks / (tasks - 1) / n**2
     return float(np.clip(rate * (1 - rate) / max(clustered, 1e-12), tasks, n))
-
-
-def _outcomes(episodes: Iterable[Episode]) -> dict[str, list[bool]]:
-    outcomes: dict[str, list[bool]] = {}
-    for episode in episodes:
-        if episode.counts:
-            outcomes.setdefault(episode.task_id, []).append(episode.success)
-    return outcomes
 
 
 def _non_increasing(rates: Array, weights: Array) -> Array:

@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from agentgym.errors import ConfigError
-from agentgym.evaluation.intervals import or_null
+from agentgym.evaluation.intervals import Array, is_number, or_null
 from agentgym.ledger import Episode
 
-FloatArray = NDArray[np.float64]
 REGULARISATION = 100.0  # C of METR's fit: the inverse strength of the penalty on the slope
 
 
@@ -66,25 +64,28 @@ def time_horizon(
     y = np.array([run.success for run in runs], dtype=np.float64)
     times = _resampled(runs, draws, np.random.default_rng(seed))
     fits = fit_logistic(x, y, np.vstack([np.ones(len(runs)), times]) * w)
-    crossings = {level: _crossing(fits, level) for level in (0.5, 0.8)}
-    (p50, *drawn50), (p80, *drawn80) = crossings[0.5].tolist(), crossings[0.8].tolist()
+    p50, p80 = (_crossing(fits, level) for level in (0.5, 0.8))
+    # order statistics, since an infinite value has no place between two others
+    ends = np.quantile([p50[1:], p80[1:]], (0.025, 0.975), axis=1, method="nearest")
+    (low50, low80), (high50, high80) = ends.tolist()
     return Minutes(
-        p50, _middle(drawn50), p80, _middle(drawn80), len(runs), len({(run.family, run.task) for run in runs}),
-        len({run.family for run in runs}),
+        float(p50[0]), (low50, high50), float(p80[0]), (low80, high80), len(runs),
+        len({(run.family, run.task) for run in runs}), len({run.family for run in runs}),
     )  # fmt: skip
 
 
 def runs_of(episodes: Iterable[Episode]) -> list[Run]:
     """The attempts that count, on tasks whose metadata name `human_minutes`. Their family is that of the metadata, or
     else the task itself."""
-    kept = [e for e in episodes if e.counts and _is_positive(e.metadata.get("human_minutes"))]
+    told = [(e, e.metadata.get("human_minutes")) for e in episodes if e.counts]
     return [
-        Run(str(e.metadata.get("family", e.task_id)), e.task_id, float(e.metadata["human_minutes"]), e.success)  # type: ignore[arg-type]
-        for e in kept
+        Run(str(e.metadata.get("family", e.task_id)), e.task_id, float(minutes), e.success)
+        for e, minutes in told
+        if is_number(minutes) and minutes > 0
     ]
 
 
-def invsqrt_task_weights(runs: Sequence[Run]) -> FloatArray:
+def invsqrt_task_weights(runs: Sequence[Run]) -> Array:
     """[n] weights that sum to 1: a task counts once however often it ran, a family as the root of its tasks."""
     attempts = Counter((run.family, run.task) for run in runs)
     tasks = Counter(family for family, _ in attempts)
@@ -92,7 +93,7 @@ def invsqrt_task_weights(runs: Sequence[Run]) -> FloatArray:
     return weights / weights.sum()
 
 
-def fit_logistic(x: FloatArray, y: FloatArray, weights: FloatArray, c: float = REGULARISATION) -> FloatArray:
+def fit_logistic(x: Array, y: Array, weights: Array, c: float = REGULARISATION) -> Array:
     """Logistic regressions of y on x by Newton's method, one per row of weights: the minima of
     sum_i w_i loss_i + slope^2 / (2 c), the intercept free. x, y [n], weights [k, n] -> [k, 2] intercept and slope.
     A row whose weighted y are all equal has no minimum: its intercept is infinite and its slope 0."""
@@ -104,7 +105,7 @@ def fit_logistic(x: FloatArray, y: FloatArray, weights: FloatArray, c: float = R
     design = np.stack([np.ones_like(x), x], axis=1)
     penalty = np.diag([0.0, 1.0 / c])
 
-    def loss(beta: FloatArray) -> FloatArray:
+    def loss(beta: Array) -> Array:
         z = beta @ design.T
         return (w * (np.logaddexp(0, z) - y * z)).sum(axis=1) + (beta[:, 1] ** 2) / (2 * c)
 
@@ -126,7 +127,7 @@ def fit_logistic(x: FloatArray, y: FloatArray, weights: FloatArray, c: float = R
     return fits
 
 
-def _crossing(fits: FloatArray, level: float) -> FloatArray:
+def _crossing(fits: Array, level: float) -> Array:
     """Minutes at which each fit crosses the level."""
     above = math.log(level / (1 - level))
     intercept, slope = fits.T
@@ -135,7 +136,7 @@ def _crossing(fits: FloatArray, level: float) -> FloatArray:
     return np.where(slope < 0, minutes, np.where(intercept >= above, np.inf, 0.0))
 
 
-def _resampled(runs: Sequence[Run], draws: int, random: np.random.Generator) -> FloatArray:
+def _resampled(runs: Sequence[Run], draws: int, random: np.random.Generator) -> Array:
     """[draws, n] how often each run was drawn: families, of each the tasks, of each the runs, with replacement."""
     tree: dict[str, dict[str, list[int]]] = {}
     for index, run in enumerate(runs):
@@ -148,15 +149,3 @@ def _resampled(runs: Sequence[Run], draws: int, random: np.random.Generator) -> 
             for task in random.integers(len(tasks), size=len(tasks)):
                 row += np.bincount(random.choice(tasks[task], size=len(tasks[task])), minlength=len(runs))
     return times
-
-
-def _middle(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Order statistics, since an infinite value has no place between two others."""
-    ordered = sorted(values)
-    tail = (1 - level) / 2
-    return ordered[round(tail * (len(ordered) - 1))], ordered[round((1 - tail) * (len(ordered) - 1))]
-
-
-def _is_positive(minutes: Any) -> bool:
-    is_number = isinstance(minutes, int | float) and not isinstance(minutes, bool)
-    return is_number and 0 < minutes < math.inf

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agentgym.env import AgentEnv
 from agentgym.errors import ConfigError
@@ -16,14 +16,12 @@ from agentgym.evaluation.budget import PILOT, Meter
 from agentgym.evaluation.figures import Evaluation, Tally, summarise
 from agentgym.ledger import Episode
 from agentgym.messages import canonical
+from agentgym.policies.base import Policy
 from agentgym.policies.compute import Computed, Plan
 from agentgym.registry import make
 from agentgym.rollout.driver import Driver, Slot, derive_seed, env_version
+from agentgym.rollout.store import Store
 from agentgym.tasks import Task
-
-if TYPE_CHECKING:
-    from agentgym.policies.base import Policy
-    from agentgym.rollout.store import Store
 
 Progress = Callable[[int, int], None]  # episodes done, episodes planned
 
@@ -59,13 +57,12 @@ async def evaluate(
     ]
     keys = {(slot.task_id, slot.attempt) for slot in slots}
     kept: set[tuple[str, int]] = set()
+    tally = tally or Tally()
+    tally.num_planned = len(slots)
     if store is not None:
         _refuse_fewer({(task, attempt) for _, task, attempt in store.keys(run)} - keys, store)
         store.reopen_failed(run)
         kept = {(task, attempt) for _, task, attempt in store.keys(run)}
-    tally = tally or Tally()
-    tally.num_planned = len(slots)
-    if store is not None and kept:
         for episode in store.episodes(run=run):
             if (episode.task_id, episode.attempt) in kept:
                 tally.add(episode)
@@ -98,7 +95,8 @@ async def evaluate(
 async def _played(
     driver: Driver, slots: Sequence[Slot], tally: Tally, meter: Meter | None, show: Callable[[], None]
 ) -> int:
-    """Play the slots, as far as the budget goes; how many episodes it cut. Where there is a limit a few go first."""
+    """Play the slots, as far as the budget goes; how many episodes it cut. Where there is a limit a few go first,
+    and where it is of tokens one before them."""
 
     def finished(episode: Episode) -> None:
         tally.add(episode)
@@ -108,8 +106,9 @@ async def _played(
 
     async def paid(meter: Meter) -> None:
         tally.is_pilot = meter.budget.has_limit
-        num_first = PILOT if tally.is_pilot else 0
-        await driver.collect(slots[:num_first], on_episode=finished, admits=meter.admits)
+        num_first, alone = (PILOT if tally.is_pilot else 0), (1 if meter.budget.limits_tokens else 0)
+        for few in (slots[:alone], slots[alone:num_first]):
+            await driver.collect(few, on_episode=finished, admits=meter.admits)
         tally.is_pilot = False
         show()
         await driver.collect(slots[num_first:], on_episode=finished, admits=meter.admits)
@@ -120,8 +119,7 @@ async def _played(
         return 0
     await meter.within(paid(meter))
     show()
-    num_cut, meter.num_open = meter.num_open, 0
-    return num_cut
+    return meter.cut()
 
 
 def arguments(split: str, horizons: Sequence[int] | None, env_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 from agentgym.errors import ConfigError, nearest
 from agentgym.evaluation.intervals import Interval
@@ -38,11 +38,11 @@ class Part:
         object.__setattr__(self, "name", self.name or self.env)
         for name in ("limit", "attempts"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"--{name} {getattr(self, name)}: give at least 1")
+                raise ConfigError(f"{name} {getattr(self, name)}: give at least 1")
         if any(horizon < 1 for horizon in self.horizon):
-            raise ConfigError(f"--horizon {' '.join(map(str, self.horizon))}: a horizon is at least 1 turn")
+            raise ConfigError(f"horizon {' '.join(map(str, self.horizon))}: a horizon is at least 1 turn")
         if not 0 < self.weight < math.inf:
-            raise ConfigError(f"{self.name}: weight {self.weight} is not above 0")
+            raise ConfigError(f"weight {self.weight} is not above 0")
 
 
 @dataclass(frozen=True)
@@ -111,17 +111,16 @@ def _made(cls: type[T], table: Any, place: str) -> T:
 
     if not isinstance(table, dict):
         raise ConfigError(f"{place} is no table")
-    hints = get_type_hints(cls)
     known = [each.name for each in fields(cls)]  # type: ignore[arg-type]
     for key in table:
         if key not in known:
             raise ConfigError(f"{place}: there is no setting {key!r}{nearest(key, known)}")
-    if cls is Part and "env" not in table:
-        raise ConfigError(f"{place}: env is missing")
-    values = {}
-    for key, value in table.items():
-        try:
-            values[key] = TypeAdapter(hints[key]).validate_json(json.dumps(value, default=str), strict=True)
-        except ValidationError as error:
-            raise ConfigError(f"{place}: {key} = {value!r}: {error.errors()[0]['msg'].lower()}") from None
-    return cls(**values)
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps(table, default=str), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = first["loc"][0]
+        told = f"{key} = {table[key]!r}: {first['msg'].lower()}" if key in table else f"{key} is missing"
+        raise ConfigError(f"{place}: {told}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from None

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from agentgym.errors import ConfigError
-from agentgym.evaluation.horizon import Array, HalfHorizon, bounded, crossing
-from agentgym.evaluation.intervals import normal_quantile, student_quantile
+from agentgym.evaluation.horizon import HalfHorizon, bounded, crossing, horizon_of
+from agentgym.evaluation.intervals import Array, quantile, score_bounds
 from agentgym.ledger import Episode
 from agentgym.policies.builtin import Gold
 from agentgym.rollout.driver import Driver, Slot
@@ -58,14 +58,13 @@ def first_errors(episodes: Iterable[Episode], paths: Paths) -> list[FirstError]:
     pathless = {e.task_id for e in scored if not e.success and (e.task_id, e.seed) not in paths}
     found = []
     for episode in scored:
-        horizon, path = episode.metadata.get("horizon"), paths.get((episode.task_id, episode.seed))
+        horizon, right = horizon_of(episode), math.inf
         if horizon is None or episode.task_id in pathless:
             continue
-        if episode.success:
-            found.append(FirstError(episode.task_id, int(horizon), seen=False))
-        else:
-            right = min(_passed((path or ())[:-1], [turn.state_key for turn in episode.turns]), int(horizon))
-            found.append(FirstError(episode.task_id, min(right + 1, int(horizon)), seen=right < int(horizon)))
+        if not episode.success:
+            path = paths[episode.task_id, episode.seed]
+            right = _passed(path[:-1], [turn.state_key for turn in episode.turns])
+        found.append(FirstError(episode.task_id, int(min(right + 1, horizon)), seen=right < horizon))
     return found
 
 
@@ -97,8 +96,9 @@ def kaplan_meier(errors: Sequence[FirstError], level: float = 0.95) -> Survival:
 
     The variance of log S sums each task's influence before it is squared (Ying & Wei 1994), since attempts on one task
     are alike; then it is multiplied by G/(G - 1) for G tasks, and the quantile is Student's with G - 1 degrees of
-    freedom. With one attempt per task it is Greenwood's (1926), and the quantile the normal one. Where everybody has
-    failed the band keeps its last upper end. Raises ConfigError without a single attempt."""
+    freedom. It is at least that of independent attempts. With one attempt per task it is Greenwood's (1926), and the
+    quantile the normal one. Where nobody or everybody has failed the band is Wilson's for the tasks that were not over
+    before that step, and with a single task all of [0, 1]. Raises ConfigError without a single attempt."""
     if not errors:
         raise ConfigError("no attempt has a first-error time: the environment names no states, or no task a horizon")
     step = np.array([e.step for e in errors])
@@ -108,23 +108,23 @@ def kaplan_meier(errors: Sequence[FirstError], level: float = 0.95) -> Survival:
     wrong = (step[:, None] == steps) & seen[:, None]
     left, lost = at_risk.sum(0), wrong.sum(0)
     share = np.cumprod(1 - lost / left)
+    names, task = np.unique([e.task_id for e in errors], return_inverse=True)
+    num_tasks, z = len(names), quantile(level)
+    if num_tasks < len(errors):
+        z = quantile(level, num_tasks - 1) * math.sqrt(num_tasks / max(num_tasks - 1, 1))
     with np.errstate(divide="ignore", invalid="ignore"):
         influence = np.cumsum((wrong - at_risk * (lost / left)) / (left - lost), axis=1)
-        _, task = np.unique([e.task_id for e in errors], return_inverse=True)
-        per_task = np.zeros((task.max() + 1, len(steps)))
+        per_task = np.zeros((num_tasks, len(steps)))
         np.add.at(per_task, task, influence)
-        width = _quantile(len(per_task), len(errors), level) * np.sqrt((per_task**2).sum(0)) / np.abs(np.log(share))
+        variance = np.maximum((per_task**2).sum(0), (influence**2).sum(0))
+        width = z * np.sqrt(variance) / np.abs(np.log(share))
         low, high = share ** np.exp(width), share ** np.exp(-width)
-    low, high = np.where(share == 1, 1.0, low), np.where(share == 1, 1.0, high)
-    over = share == 0
-    low[over], high[over] = 0.0, high[~over][-1] if not over.all() else 1.0
+    known = at_risk | seen[:, None]  # not censored before the step
+    for k in np.flatnonzero((share == 0) | (share == 1)):
+        low[k], high[k] = score_bounds(float(share[k]), len(set(task[known[:, k]])), quantile(level))
+    if num_tasks == 1:
+        low, high = np.zeros_like(share), np.ones_like(share)
     return Survival(steps.astype(np.float64), share, low, high, len(errors), int(seen.sum()))
-
-
-def _quantile(num_tasks: int, num_attempts: int, level: float) -> float:
-    if num_tasks == num_attempts:
-        return normal_quantile(level)
-    return student_quantile(level, num_tasks - 1) * math.sqrt(num_tasks / max(num_tasks - 1, 1))
 
 
 def _passed(path: Sequence[str | None], states: Sequence[str | None]) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -302,6 +303,8 @@ class _Worker:
                 middle = perf_counter()
                 read.append(action.get("prompt_tokens") if isinstance(action, dict) else None)
                 observation, gained, terminated, truncated, info = await self.seat.step(action)
+                if not math.isfinite(gained):
+                    raise TaskError(f"a step gave the reward {gained!r}; a reward is a finite number")
                 reward += gained
                 turns.append(Turn(gained, base.state_key(), middle - start, perf_counter() - middle))
             stop = info["stop_reason"]

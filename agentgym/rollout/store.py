@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sqlite3
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -86,8 +88,11 @@ class Store:
             raise StoreError(f"no run at {self.path}: the file does not exist. `ls runs/` shows the runs there are.")
         if not readonly:
             _refuse_network_disk(self.path)
-        with self._told():
-            self._db = self._connect("mode=ro" if readonly else "mode=rwc")
+        with _told(self.path):
+            # reading makes files of a log beside a closed run: only who may write takes them away again
+            is_closed = not self.path.with_name(f"{self.path.name}-wal").exists()
+            self._db = self._connect("mode=rwc" if not readonly else "mode=rw" if is_closed else "mode=ro")
+            self._db.execute(f"PRAGMA query_only={readonly:d}")
             if readonly and not self._can_lock():
                 self._db.close()
                 self._db = self._connect("mode=ro&immutable=1")
@@ -96,9 +101,7 @@ class Store:
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version != SCHEMA_VERSION:
             self._db.close()
-            raise StoreError(
-                f"{self.path} has schema {version}; this agentgym reads {SCHEMA_VERSION}. Use its version."
-            )
+            raise StoreError(f"{self.path} has schema {version}; this agentgym reads {SCHEMA_VERSION}. Use its own.")
 
     def _connect(self, query: str) -> sqlite3.Connection:
         uri = f"{self.path.resolve().as_uri()}?{query}"
@@ -134,13 +137,15 @@ class Store:
         return self._db.execute("SELECT 1 FROM sqlite_master WHERE name='light'").fetchone() is not None
 
     def add(self, episode: Episode, task: Mapping[str, JSON] | None = None) -> None:
-        """Write one finished episode (and the task it was about). Raises StoreError where that attempt is already
-        finished, unless `reopen` made it replaceable."""
+        """Write one finished episode (and the task it was about). Raises StoreError where its reward is no finite
+        number, or that attempt is already finished, unless `reopen` made it replaceable."""
+        if not math.isfinite(episode.reward):
+            raise StoreError(f"attempt {episode.key} has reward {episode.reward}; a reward is a finite number")
         offer = json.dumps([dict(tool) for tool in episode.tools]).encode() if episode.tools else b""
         name = hashlib.sha256(offer).hexdigest()[:16] if offer else ""
         values = (*_to_row(episode, name), opening(episode.messages))
         marks = ", ".join("?" * len(values))
-        with self._lock, self._told(), self._db:
+        with self._lock, _told(self.path), self._db:
             self._db.execute("BEGIN")
             if task is not None:
                 record = zlib.compress(json.dumps(task).encode(), 1)
@@ -157,54 +162,53 @@ class Store:
 
     def reopen(self, run: str, *, from_update: int) -> None:
         """A resumed run plays these updates again, whole: let each attempt be replaced by its replay."""
-        with self._lock, self._told():
+        with self._lock, _told(self.path):
             self._db.execute("UPDATE episodes SET replaceable=1 WHERE run=? AND update_number>=?", (run, from_update))
 
     def reopen_failed(self, run: str) -> None:
         """Let what infrastructure broke be played again: it told nothing of the policy."""
         where = "run=? AND json_extract(failure, '$.kind')=?"
-        with self._lock, self._told():
+        with self._lock, _told(self.path):
             self._db.execute(f"UPDATE episodes SET replaceable=1 WHERE {where}", (run, FailureKind.INFRASTRUCTURE))
 
     def episodes(
-        self,
-        *,
-        run: str | None = None,
-        update: int | None = None,
-        task: str | None = None,
-        attempt: int | None = None,
+        self, *, run: str | None = None, update: int | None = None, task: str | None = None, attempt: int | None = None,
         limit: int | None = None,
-    ) -> Iterator[Episode]:
+    ) -> Iterator[Episode]:  # fmt: skip
         """Stored episodes in the order of their keys' arrival."""
         where, values = _where(run=run, update_number=update, task_id=task, attempt=attempt)
         query = f"SELECT {COLUMNS} FROM episodes{where} ORDER BY rowid"
         query += f" LIMIT {int(limit)}" if limit is not None else ""
-        with self._told():
+        with _told(self.path):
             rows = self._db.execute(query, values).fetchall()
             offers = self._offers()
         for row in rows:
             try:
                 yield _from_row(row, offers)
             except (zlib.error, ValueError, KeyError, TypeError) as error:
-                raise StoreError(f"{self.path} is corrupt: the record of {row[:4]} cannot be read ({error})") from error
+                raise self._unreadable(row, error) from error
 
     def outcomes(self, *, run: str | None = None) -> list[Result]:
         """What the columns say of the stored episodes, in the order of their keys' arrival: no record is unpacked."""
         where, values = _where(run=run)
-        with self._told():
+        with _told(self.path):
             source = "opening FROM episodes INDEXED BY light" if self._is_indexed() else "NULL FROM episodes"
             rows = self._db.execute(f"SELECT {LIGHT}, {source}{where} ORDER BY rowid", values)
-            return [Result._make(row if row[10] is None else self._blamed(row)) for row in rows]
+            return [Result._make(self._checked(row)) for row in rows]
 
-    def _blamed(self, row: tuple) -> tuple:
+    def _checked(self, row: tuple) -> tuple:
         try:
-            return (*row[:10], FailureKind(json.loads(row[10])["kind"]), row[11])
+            _finite(row[8])
+            return row if row[10] is None else (*row[:10], FailureKind(json.loads(row[10])["kind"]), row[11])
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{self.path} is corrupt: the failure of {row[:4]} cannot be read ({error})") from error
+            raise self._unreadable(row, error) from error
+
+    def _unreadable(self, row: tuple, error: Exception) -> StoreError:
+        return StoreError(f"{self.path} is corrupt: the record of {row[:4]} cannot be read ({error})")
 
     def tasks(self) -> dict[str, JSON]:
         """The tasks that stored episodes were about, by id."""
-        with self._told():
+        with _told(self.path):
             rows = self._db.execute("SELECT task_id, record FROM tasks").fetchall()
             return {task_id: json.loads(zlib.decompress(record)) for task_id, record in rows}
 
@@ -220,21 +224,18 @@ class Store:
 
     def keys(self, run: str) -> set[tuple[int, str, int]]:
         """(update, task_id, attempt) of every finished episode of a phase, those to be replaced left out."""
-        with self._told():
-            return set(
-                self._db.execute(
-                    "SELECT update_number, task_id, attempt FROM episodes WHERE run=? AND replaceable=0", (run,)
-                )
-            )
+        query = "SELECT update_number, task_id, attempt FROM episodes WHERE run=? AND replaceable=0"
+        with _told(self.path):
+            return set(self._db.execute(query, (run,)))
 
     def runs(self) -> dict[str, int]:
         """Phase -> number of finished episodes."""
-        with self._told():
+        with _told(self.path):
             return dict(self._db.execute("SELECT run, COUNT(*) FROM episodes GROUP BY run ORDER BY MIN(rowid)"))
 
     def close(self) -> None:
         """Fold the write-ahead log into the one file, which then copies alone."""
-        with self._lock, self._told():
+        with self._lock, _told(self.path):
             if not self._readonly:
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._db.close()
@@ -245,30 +246,20 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _told(self) -> _Told:
-        return _Told(self.path)
 
-
-class _Told:
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
     """Turns the disk's and SQLite's errors into one sentence with the path and the fix."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
-            raise StoreError(f"{self.path}: the disk is full. Free some space and go on with --resume.") from error
-        if isinstance(error, sqlite3.OperationalError):
-            raise StoreError(
-                f"{self.path}: {error}. Is the folder there, writable, and no other run using it?"
-            ) from error
-        if isinstance(error, (sqlite3.DatabaseError, zlib.error, json.JSONDecodeError, UnicodeDecodeError)):
-            raise StoreError(
-                f"{self.path} is corrupt: {error}. `sqlite3 {self.path.name} .recover` saves what can be read; "
-                "or move it away and start anew."
-            ) from error
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        told = f"{error}. Is the folder there, writable, and no other run using it?"
+        if "full" in str(error):
+            told = "the disk is full. Free some space and go on with --resume."
+        raise StoreError(f"{path}: {told}") from error
+    except (sqlite3.DatabaseError, zlib.error, json.JSONDecodeError, UnicodeDecodeError) as error:
+        told = f"`sqlite3 {path.name} .recover` saves what can be read; or move it away and start anew."
+        raise StoreError(f"{path} is corrupt: {error}. {told}") from error
 
 
 def _refuse_network_disk(path: Path) -> None:
@@ -276,9 +267,7 @@ def _refuse_network_disk(path: Path) -> None:
     mounts = [p for p in psutil.disk_partitions(all=True) if folder.is_relative_to(p.mountpoint)]
     kind = max(mounts, key=lambda p: len(p.mountpoint)).fstype if mounts else ""
     if kind in NETWORK_FILE_SYSTEMS:
-        raise StoreError(
-            f"{folder} is a network disk ({kind}), where SQLite loses writes. Give --output on a local one."
-        )
+        raise StoreError(f"{folder} is a network disk ({kind}), where SQLite loses writes. Give --output a local one.")
 
 
 def _where(**wanted: str | int | None) -> tuple[str, list[str | int]]:
@@ -318,8 +307,8 @@ def _from_row(row: tuple, offers: Mapping[str, tuple[Mapping[str, JSON], ...]]) 
     blame = None if failure is None else json.loads(failure)
     return Episode(
         run=run, update=update, task_id=task_id, attempt=attempt, seed=seed, split=split, group=group,
-        env_id=env_id, env_version=env_version, reward=reward, terminated=bool(terminated), truncated=bool(truncated),
-        stop_reason=StopReason(stop_reason),
+        env_id=env_id, env_version=env_version, reward=_finite(reward), terminated=bool(terminated),
+        truncated=bool(truncated), stop_reason=StopReason(stop_reason),
         failure=None if blame is None else Failure(FailureKind(blame["kind"]), blame["cause"], blame["message"]),
         ledger=None if ledger is None else unpacked(ledger),
         messages=tuple(rest["messages"]),
@@ -327,6 +316,12 @@ def _from_row(row: tuple, offers: Mapping[str, tuple[Mapping[str, JSON], ...]]) 
         reward_parts=rest["reward_parts"], final=rest["final"], grants=rest["grants"], metadata=rest["metadata"],
         tools=offers[rest["offer"]] if rest.get("offer") else (),
     )  # fmt: skip
+
+
+def _finite(reward: Any) -> float:
+    if not (isinstance(reward, float) and math.isfinite(reward)):
+        raise ValueError(f"its reward is {reward!r}")  # NULL is what SQLite makes of NaN
+    return reward
 
 
 def packed(ledger: Ledger) -> bytes:

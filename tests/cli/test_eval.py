@@ -12,9 +12,10 @@ from threading import Thread
 
 import pytest
 
-from agentgym.cli.eval import EvalConfig
+from agentgym.cli.eval import EvalConfig, open_folder
 from agentgym.cli.eval_table import remarks
 from agentgym.cli.lock import locked
+from agentgym.cli.policy import PolicyConfig
 from agentgym.errors import ConfigError, StoreError
 from agentgym.evaluation.figures import Cause, summarise
 from agentgym.rollout.store import Store
@@ -145,6 +146,9 @@ def test_resuming_with_another_seed_is_refused_with_both(here):
         (("agentgym/Door-v0", "--resume"), "there is no run runs/eval-Door-v0-gold-*"),
         (("agentgym/Door-v0", "--config", "none.toml"), "none.toml: no such file"),
         (("agentgym/Door-v0", "--context", "last"), "--context changes nothing for --model gold"),
+        (("agentgym/Door-v0", "--timeout-s", "nan"), "--timeout-s nan: give at least 1"),
+        (("agentgym/Door-v0", "--num-parameters", "-5"), "--num-parameters -5: give at least 1"),
+        (("agentgym/Door-v0", "--base-url", "http://x/v1", "--extra", "foo"), "--extra foo: write name=value"),
         (("agentgym/Door-v0", "--extra", "a=1"), "--extra changes nothing for --model gold"),
         (("agentgym/Door-v0", "--tool-calls", "xml"), "--tool-calls changes nothing for --model gold"),
         ((), "give an environment, such as agentgym/Door-v0, or --suite short"),
@@ -261,6 +265,67 @@ def test_a_budget_ends_the_run_in_time_says_so_and_a_larger_one_goes_on(here, tm
     assert len(set(keys(tmp_path / "out"))) == 100
 
 
+PRICED = """
+import os
+from pathlib import Path
+def says(messages):
+    bill = Path("bill.txt").read_text().split() if Path("bill.txt").exists() else []
+    if len(bill) >= 20 and not Path("killed").exists():
+        Path("killed").touch()
+        os.kill(os.getpid(), 9)
+    read = sum(len(m["content"]) for m in messages)
+    with open("bill.txt", "a") as file:
+        file.write(f"{read + 200}\\n")
+    call = {"function": {"name": "read_note", "arguments": "{}"}}
+    calls = [call] if len(bill) > 4 else []  # later ones go on and on
+    return {"content": "", "tool_calls": calls, "num_tokens": 200, "prompt_tokens": read}
+"""
+
+
+def test_a_run_that_was_killed_pays_for_what_was_cut_when_it_goes_on(agentgym, here, tmp_path):
+    (tmp_path / "priced.py").write_text(PRICED)
+    flags = ("eval", "agentgym/Door-v0", "--limit", "60", "--model", "priced:says", "--output", "out", "--resume")
+    flags += ("--max-total-tokens", "20000", "--concurrency", "4")
+
+    def billed() -> int:
+        return sum(map(int, (tmp_path / "bill.txt").read_text().split()))
+
+    assert agentgym(*flags).returncode == -signal.SIGKILL
+    assert billed() <= sum(map(int, (tmp_path / "out/spent.txt").read_text().split()))
+    done = here(*flags)
+    spent = json.loads((tmp_path / "out/summary.json").read_text())["spent"]
+    assert 10_000 < billed() <= spent["prompt_tokens"] + spent["sampled_tokens"] <= 20_000
+    assert "spent in all, episodes that were cut included: " in done.stdout
+    here(*flags)
+    assert billed() <= 20_000
+    (tmp_path / "out/spent.txt").write_text("much")
+    assert "out/spent.txt holds 'much' in place of two counts" in here(*flags).stderr
+
+
+def test_a_run_is_gone_on_with_by_the_model_of_exactly_that_name(here, tmp_path):
+    (tmp_path / "runs").mkdir()
+    for name in ("eval-Door-v0-nop-7b-1", "eval-Door-v0-gold-3"):
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "config.toml").write_text("")
+    done = here("eval", "agentgym/Door-v0", "--model", "nop", "--limit", "1", "--resume")
+    assert "there is no run runs/eval-Door-v0-nop-*" in done.stderr
+    with pytest.raises(ConfigError, match="there is no run"):
+        open_folder(EvalConfig(("agentgym/Door-v0",), resume=True, policy=PolicyConfig("gol[d]")))
+    assert str(open_folder(EvalConfig(("agentgym/Door-v0",)))) == "runs/eval-Door-v0-gold-4"
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(here, tmp_path):
+    base = ("eval", "agentgym/Door-v0", "--output", "out", "--limit")
+    here(*base, "4")
+    written = (tmp_path / "out/config.toml").read_text()
+    assert "holds 4 finished attempts" not in here(*base, "6", "--resume").stderr
+    grown = (tmp_path / "out/config.toml").read_text()
+    assert "limit = 4\n" in written
+    assert here(*base, "2", "--resume").returncode == 2
+    assert (tmp_path / "out/config.toml").read_text() == grown
+    assert "limit = 6\n" in grown
+
+
 def test_a_server_that_is_down_leaves_nothing_scored(here, monkeypatch):
     monkeypatch.setattr("agentgym.chat.WAIT_S", 0.01)
     done = here("eval", "agentgym/Door-v0", "--base-url", "http://127.0.0.1:9/v1", "--model", "m", "--limit", "2")
@@ -318,6 +383,11 @@ def test_a_suite_says_what_is_played_and_flags_that_would_say_it_again_are_refus
     assert summary["config"]["policy"]["max_tokens"] == 7
     done = here("eval", "--suite", "mine.toml", "--limit", "9")
     assert "--suite mine.toml says limit for each environment; leave it out here" in done.stderr
+    done = here("eval", "--suite", "mine.toml", "--max-tokens", "9")
+    assert "--suite mine.toml says max_tokens = 7; leave --max-tokens out here" in done.stderr
+    (tmp_path / "mine.toml").write_text("[sampling]\ntemperature = -1.0\n[[part]]\nenv = 'agentgym/Door-v0'\n")
+    done = here("eval", "--suite", "mine.toml")
+    assert "--suite mine.toml: sampling: temperature -1.0: give 0 (greedy) or more" in done.stderr
 
 
 def test_tasks_by_their_ids(here):

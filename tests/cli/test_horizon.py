@@ -102,7 +102,7 @@ def test_an_environment_that_names_no_states_has_a_curve_and_says_why_it_has_no_
         ({"history": 3}, "--history 3: give at least 4 steps"),
         ({"planted": (0, 60)}, "--planted: give two or more"),
         ({"planted": (25,)}, "--planted: give two or more"),
-        ({"attempts": 0}, "--attempts 0: give at least 1"),
+        ({"attempts": 0}, "attempts 0: give at least 1"),
     ],
 )
 def test_settings_that_cannot_be_measured_are_refused(given, complaint):

@@ -10,12 +10,12 @@ import pytest
 
 from agentgym import AgentEnv, Rubric, Task, TaskSet
 from agentgym.errors import ConfigError
-from agentgym.evaluation.budget import PILOT, Budget, Meter, Tokens, spent_by
+from agentgym.evaluation.budget import AROUND, PILOT, Budget, Meter
 from agentgym.evaluation.figures import Tally
 from agentgym.evaluation.run import Evaluation, evaluate
-from agentgym.ledger import Episode
+from agentgym.ledger import NONE, Episode, Tokens
 from agentgym.loop import run_sync
-from agentgym.messages import Message, user
+from agentgym.messages import Message, assistant, call, user
 from agentgym.policies.builtin import Scripted
 from agentgym.policies.http import ChatPolicy, from_function
 from agentgym.rollout.store import Store
@@ -64,7 +64,7 @@ def play(name: str, speaker: Any, budget: Budget, **options: Any) -> Evaluation:
     spent = options.pop("spent", Tokens())
     return run_sync(
         evaluate(
-            name, policy, run="x", steady=False, meter=Meter(budget, REPLY, spent),
+            name, policy, run="x", steady=False, meter=options.pop("meter", None) or Meter(budget, REPLY, spent),
             **{"store": None, "limit": 120, "concurrency": 16} | options,
         )
     )  # fmt: skip
@@ -140,7 +140,7 @@ def test_a_larger_budget_goes_on_where_the_smaller_one_ended(register_env, run_p
     with Store(run_path) as store:
         first = play(name, Speaker(lambda i: 3), budget, store=store)
         kept = {e.key for e in store.episodes()}
-        spent = sum(map(spent_by, store.episodes()), Tokens())
+        spent = sum((e.tokens for e in store.episodes()), Tokens())
         again = Speaker(lambda i: 3)
         assert play(name, again, budget, store=store, spent=spent).num_played >= first.num_played
         assert spent.total + again.spent.total <= 20_000  # the limit is of the whole run
@@ -148,6 +148,64 @@ def test_a_larger_budget_goes_on_where_the_smaller_one_ended(register_env, run_p
         keys = [e.key for e in store.episodes()]
     assert whole.num_scored == len(keys) == len(set(keys)) == 120
     assert kept <= set(keys)
+
+
+def test_a_spent_run_that_goes_on_with_the_same_budget_begins_nothing_and_cuts_nothing(register_env, run_path):
+    name, budget = register_env(Talk), Budget(max_total_tokens=20_000)
+    with Store(run_path) as store:
+        first = play(name, Speaker(lambda i: 4), budget, store=store)
+        again, meter = Speaker(lambda i: 4), Meter(budget, REPLY, Tokens(19_900, 100), before=store.episodes())
+        second = play(name, again, budget, store=store, meter=meter)
+    assert (second.num_played, second.num_cut, again.spent.total) == (first.num_played, 0, 0)
+
+
+def test_an_episode_that_never_asked_is_not_said_to_be_cut(register_env):
+    evaluation = play(register_env(Talk), Speaker(lambda i: 4), Budget(max_total_tokens=10))
+    assert (evaluation.num_played, evaluation.num_cut) == (0, 0)
+
+
+def test_what_is_written_down_is_never_less_than_what_was_spent(register_env):
+    speaker, budget = Speaker(lambda i: 1 + i % 5), Budget(max_total_tokens=30_000)
+    written: list[tuple[int, int]] = []
+    meter = Meter(budget, REPLY, record=lambda tokens: written.append((tokens.total, speaker.spent.total)))
+    play(register_env(Talk), speaker, budget, meter=meter)
+    assert all(spent <= told <= 30_000 for told, spent in written)
+    assert written[-1] == (meter.spent.total, meter.spent.total)  # in the end it is what was spent
+
+
+def test_calls_and_thoughts_of_a_replayed_conversation_are_reckoned_too():
+    called = assistant("", call("enter", code="9" * 6000)) | {"reasoning_content": "ö" * 1000}
+    most = Meter(Budget(max_total_tokens=1), REPLY).most(NONE, {"messages": [called], "tools": None})  # type: ignore[typeddict-item]
+    assert (most.prompt >= 6000 + 2000 + AROUND, most.sampled) == (True, REPLY)
+    assert most.prompt < 8000 + AROUND + 250  # and little more: names and quotes
+
+
+def test_where_a_budget_holds_one_episode_one_is_finished(register_env):
+    name, alone = register_env(Talk), Speaker(lambda i: 12)
+    play(name, alone, Budget(), limit=1)
+    evaluation = play(name, Speaker(lambda i: 12), Budget(max_total_tokens=alone.spent.total * 2))
+    assert evaluation.num_played >= 1
+
+
+def test_a_reply_that_was_not_counted_is_paid_for_as_the_dearest_it_could_be(register_env):
+    class Forgetful(Speaker):
+        async def __call__(self, messages: list[Message], seed: int) -> dict[str, Any]:
+            said = await super().__call__(messages, seed)
+            return said if self.rng.random() < 0.8 else {"content": said["content"]}
+
+    speaker, budget = Forgetful(lambda i: 3), Budget(max_total_tokens=20_000)
+    meter = Meter(budget, REPLY)
+    evaluation = play(register_env(Talk), speaker, budget, meter=meter)
+    assert speaker.spent.total < meter.spent.total <= 20_000
+    assert 0 < evaluation.num_played < 120
+
+
+def test_a_reply_that_is_cut_is_paid_for_as_the_dearest_it_could_be(register_env):
+    budget = Budget(max_total_tokens=10_000, max_time=0.3)
+    meter = Meter(budget, REPLY)
+    evaluation = play(register_env(Talk), Speaker(lambda i: 1, delay_s=60.0), budget, meter=meter)
+    opening = len('{"role": "user", "content": "Talk about 0."}')
+    assert (meter.spent, evaluation.num_cut) == (Tokens(opening + AROUND, REPLY), 1)
 
 
 def test_time_ends_what_is_under_way_and_keeps_what_is_done(register_env, run_path):
@@ -204,9 +262,9 @@ def test_an_episode_with_a_ledger_has_read_each_token_once(episode):
     ledger = Ledger([Segment([1, 2, 3], Source.OBSERVED, 0), Segment([4, 5], Source.SAMPLED, 0, [-1, -1], 0)])
     from dataclasses import replace
 
-    assert spent_by(replace(plain, ledger=ledger)) == Tokens(3, 2)
+    assert replace(plain, ledger=ledger).tokens == Tokens(3, 2)
     counted = {"role": "assistant", "content": "", "num_tokens": 7, "prompt_tokens": 11}
-    assert spent_by(replace(plain, messages=(user("x"), counted, counted))) == Tokens(22, 14)
+    assert replace(plain, messages=(user("x"), counted, counted)).tokens == Tokens(22, 14)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5])

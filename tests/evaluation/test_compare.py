@@ -60,6 +60,17 @@ def test_twenty_tasks_that_never_differed_are_not_certain_never_to_differ():
     assert narrower.high == pytest.approx(found.high / 4)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_differences_that_are_equal_but_for_rounding_are_not_certain(scale):
+    # B = A + 0.1 on seven tasks: error sqrt(2 / 6 / 7), quantile 2.446912, as large as the largest value allows
+    found = paired_difference([([scale * a / 10], [scale * (a / 10 + 0.1)]) for a in range(1, 8)])
+    assert found.value == pytest.approx(0.1 * scale)
+    largest = max(1.0, 0.8 * scale)
+    half = 2.446912 * math.sqrt(2 / 6 / 7) * largest
+    assert found.low == pytest.approx(0.1 * scale - half)
+    assert found.p > 0.5
+
+
 def test_the_power_is_that_of_statsmodels():
     from statsmodels.stats.power import normal_sample_size_one_tail
 
@@ -98,6 +109,13 @@ def test_one_attempt_per_task_is_tested_by_mcnemar_and_several_by_students_t():
     twice = compared({t: [*w] * 2 for t, w in a.items()}, {t: [*w] * 2 for t, w in b.items()})
     assert twice.test == "Student's t over tasks"
     assert twice.success.value == pytest.approx(5 / 12)
+
+
+def test_only_a_version_is_cut_off_the_name_of_an_environment():
+    names = ("my-vault", "my-vista", "my-vault-v2", "my-vault-v10", "lab/a-v1-v2")
+    assert [name for name, _ in by_place(result("test:a", env_id=name) for name in names)] == [
+        "my-vault", "my-vista", "lab/a-v1",
+    ]  # fmt: skip
 
 
 def test_what_does_not_count_leaves_the_pair_and_is_told_as_coverage():

@@ -125,7 +125,18 @@ def test_the_slope_is_the_mean_of_the_slopes_of_tasks():
     assert found.slope.mean == pytest.approx(-4 / 3)
     # Student, 2 degrees of freedom: 4.302653 · sd(-2, -2, 0) / sqrt 3
     assert found.slope.high == pytest.approx(-4 / 3 + 4.302653 * (4 / 3) ** 0.5 / 3**0.5)
-    assert found.verdict == "none seen"
+    assert found.verdict == "cannot tell"  # three tasks are too few for a verdict
+
+
+def test_few_tasks_or_equal_slopes_do_not_make_certainty():
+    alike = [True, True, False, False]
+    two = conditioned({"a": alike, "b": alike}, (0, 0.1, 0.25, 0.5), 20)
+    assert two.verdict == "cannot tell"
+    twelve = conditioned({str(i): alike for i in range(12)}, (0, 0.1, 0.25, 0.5), 20)
+    # least squares through (0, 1), (0.1, 1), (0.25, 0), (0.5, 0): -0.325 / 0.141875; Wilson of 12 of 12, as above
+    assert twelve.slope.mean == pytest.approx(-0.325 / 0.141875)
+    assert twelve.slope.high - twelve.slope.mean == pytest.approx(2 * (1 - 12 / 15.841459))
+    assert twelve.verdict == "errors breed errors"
 
 
 def test_a_task_without_every_share_is_left_out_and_none_at_all_is_refused():

@@ -8,6 +8,7 @@ import pytest
 
 from agentgym.errors import ConfigError, Failure, FailureKind
 from agentgym.evaluation.hazard import hazard
+from agentgym.evaluation.horizon import success_curve
 from agentgym.evaluation.survival import FirstError, first_errors, gold_paths, kaplan_meier
 from agentgym.ledger import Turn
 from agentgym.loop import run_sync
@@ -77,10 +78,35 @@ def test_where_everybody_has_failed_the_band_is_still_a_band():
     survival = kaplan_meier([FirstError(f"t{i}", i + 1) for i in range(4)])
     assert survival.share.tolist() == pytest.approx([0.75, 0.5, 0.25, 0])
     assert survival.low[-1] == 0
-    assert survival.high[-1] == survival.high[-2] < 1
+    assert survival.high[-1] == pytest.approx(3.841459 / 7.841459)  # Wilson's of 0 in 4
     gone = kaplan_meier([FirstError("t0", 1), FirstError("t1", 1)])
-    assert (gone.share.tolist(), gone.low.tolist(), gone.high.tolist()) == ([0], [0], [1])
+    assert (gone.share.tolist(), gone.low.tolist(), gone.high.tolist()) == (
+        [0],
+        [0],
+        [pytest.approx(3.841459 / 5.841459)],
+    )
     assert gone.horizon().not_reached
+
+
+def test_where_nobody_has_failed_the_band_is_no_certainty():
+    # twenty tasks right through 8 steps, four attempts each: Wilson's of 20 in 20, and of 10 in 10 where half were over
+    survival = kaplan_meier([FirstError(f"t{i // 4}", 8, seen=False) for i in range(80)])
+    assert survival.low.tolist() == pytest.approx([20 / 23.841459] * 8)
+    assert survival.high.tolist() == [1] * 8
+    over = kaplan_meier([FirstError(f"t{i}", 8 if i % 2 else 4, seen=False) for i in range(20)])
+    assert over.low.tolist() == pytest.approx([20 / 23.841459] * 4 + [10 / 13.841459] * 4)
+
+
+def test_one_task_says_nothing_of_the_others_and_two_that_are_alike_little():
+    attempts = [(step, step < 8) for step in (1, 2, 3, 5, 8, 8, 8, 8)]
+    one = kaplan_meier([FirstError("a", *attempt) for attempt in attempts])
+    assert (one.low.tolist(), one.high.tolist()) == ([0] * 8, [1] * 8)
+    right = kaplan_meier([FirstError("a", 8, seen=False)]).horizon()
+    assert (right.low, right.high_at_least) == (0, True)
+    # sixteen attempts are worth no more than sixteen: Greenwood's variance of 15 in 16, Student's quantile of 1 degree
+    two = kaplan_meier([FirstError(task, *attempt) for task in "ab" for attempt in attempts])
+    width = 12.706205 * 2**0.5 * (2 / 16 / 14) ** 0.5 / -math.log(14 / 16)
+    assert two.high[0] == pytest.approx((14 / 16) ** math.exp(-width))
 
 
 def test_no_first_error_time_at_all_is_refused():
@@ -190,6 +216,9 @@ def test_too_few_errors_are_said_to_be_too_few():
     assert found.pooled is None
     assert found.why.startswith("3 errors on 30 tasks")
     assert hazard([]).verdict == "cannot tell"
+    for step in (1, 4):  # nothing shows how the rate changes between steps
+        same = hazard([FirstError(f"t{i}", step if i < 72 else 8, seen=i < 72) for i in range(80)])
+        assert (same.verdict, same.pooled, same.within) == ("cannot tell", None, None)
     assert found.as_json()["within"] is None
 
 
@@ -202,3 +231,10 @@ def test_an_attempt_that_broke_before_its_first_turn_erred_at_the_first_step():
     broken = replace(episode, attempt=1, turns=(), messages=(), failure=Failure(FailureKind.POLICY, "X", "broke"))
     paths = run_sync(gold_paths("agentgym/Lookup-v0", [episode, broken], kwargs))
     assert [error.step for error in first_errors([episode, broken], paths)] == [5, 1]
+
+
+@pytest.mark.parametrize("horizon", [0, -1, "x", None, True, math.nan])
+def test_a_horizon_that_is_none_has_no_first_error_and_no_place_on_the_curve(episode, horizon):
+    played = [episode("test:a", horizon=horizon), episode("test:b", horizon=3)]
+    assert first_errors(played, {}) == [FirstError("test:b", 3, seen=False)]
+    assert [point.horizon for point in success_curve(played)] == [3]

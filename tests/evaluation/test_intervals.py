@@ -145,13 +145,14 @@ def test_our_failures_leave_the_denominator_and_the_models_own_stay(episode):
         episode("test:e", reward=0.0, failure=FailureKind.TASK),
     ]
     interval = success_interval(episodes)
-    assert (interval.successes, interval.n, interval.method) == (1, 3, "wilson")
+    assert interval == wilson(1, 3)
 
 
 def test_several_attempts_per_task_are_treated_as_clusters(episode):
     episodes = [episode(f"test:{t}", reward=float(t > 1), attempt=k) for t in range(4) for k in range(3)]
     interval = success_interval(episodes)
-    assert (interval.successes, interval.n, interval.method) == (6, 12, "cluster wilson")
+    assert (interval.successes, interval.n, interval.num_tasks) == (6, 12, 4)
+    assert interval.high - interval.low > wilson(6, 12).high - wilson(6, 12).low
 
 
 def test_an_attempt_with_part_credit_is_no_success(episode):

@@ -11,10 +11,10 @@ import pytest
 from agentgym import register
 from agentgym.env import AgentEnv
 from agentgym.errors import ConfigError, FailureKind, InfrastructureError, PolicyError
-from agentgym.evaluation.budget import Budget, Tokens
+from agentgym.evaluation.budget import Budget
 from agentgym.evaluation.figures import Tally, summarise
 from agentgym.evaluation.run import evaluate
-from agentgym.ledger import Turn
+from agentgym.ledger import Tokens, Turn
 from agentgym.loop import run_sync
 from agentgym.messages import Message, assistant
 from agentgym.policies.builtin import Scripted, builtin
@@ -200,6 +200,7 @@ def test_nothing_scored_is_null_and_no_number():
     assert (found["success"]["rate"], found["reward"]["mean"], found["cost"]) == (None, None, None)
     assert found["verdict"] == "undecided"
     json.dumps(found, allow_nan=False)
+    assert summarise("a/B-v0", "test", [], num_planned=3, budget=Budget(price_in=1.0, price_out=1.0)).cost == 0.0
 
 
 def test_tasks_are_chosen_by_id_whatever_their_place(store):

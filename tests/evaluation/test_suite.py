@@ -49,8 +49,9 @@ def test_the_shipped_suite_names_environments_that_can_be_made():
         ("[[part]]\n", "part 1: env is missing"),
         ("[[part]]\nenv = 'a/B-v0'\nlimt = 3", "part 1: there is no setting 'limt'; did you mean 'limit'"),
         ("[[part]]\nenv = 'a/B-v0'\nlimit = 'many'", "part 1: limit = 'many'"),
-        ("[[part]]\nenv = 'a/B-v0'\nlimit = 0", "limit 0: give at least 1"),
-        ("[[part]]\nenv = 'a/B-v0'\nweight = -1.0", "weight -1.0 is not above 0"),
+        ("[[part]]\nenv = 'a/B-v0'\nlimit = 0", r"suite\.toml: part 1: limit 0: give at least 1"),
+        ("[[part]]\nenv = 'a/B-v0'\nweight = -1.0", "part 1: weight -1.0 is not above 0"),
+        ("[[part]]\nenv = 'a/B-v0'\nhorizon = [0]", "part 1: horizon 0: a horizon is at least 1 turn"),
         ("[[part]]\nenv = 'a/B-v0'\n[[part]]\nenv = 'a/B-v0'", "'a/B-v0' occurs 2 times"),
         ("[[parts]]\nenv = 'a/B-v0'", "there is no table 'parts'; did you mean 'part'"),
         ("part = 3", "names no environment"),
@@ -71,7 +72,7 @@ def test_an_unknown_suite_names_the_nearest():
 
 
 def test_the_weighted_mean_and_its_bounds_by_hand():
-    a, b = Interval(0.5, 0.4, 0.6, 100, 50), Interval(0.9, 0.8, 0.95, 50, 45)
+    a, b = Interval(0.5, 0.4, 0.6, 100, 100, 50), Interval(0.9, 0.8, 0.95, 50, 50, 45)
     found = weighted([(3.0, a), (1.0, b)])
     assert found["rate"] == pytest.approx(0.75 * 0.5 + 0.25 * 0.9)
     assert found["low"] == pytest.approx(0.6 - math.sqrt((0.75 * 0.1) ** 2 + (0.25 * 0.1) ** 2))

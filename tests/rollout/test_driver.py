@@ -584,3 +584,22 @@ def test_a_long_quiet_time_gives_no_flood_a_wider_gate(monkeypatch):
         return gate._batch
 
     assert run_sync(quiet_then_flood()) == 1
+
+
+class Generous(AgentEnv):
+    """Overrides what the base class guards: its reward is no number."""
+
+    tasks = TASKS
+    rubric = said_yes
+    blocking = False
+
+    async def astep(self, action: Any) -> Any:
+        observation, _, *rest = await super().astep(action)
+        return observation, float("inf"), *rest
+
+
+def test_a_reward_that_is_no_number_is_the_tasks_fault_and_ends_no_run(register_env):
+    (episode,) = play(register_env(Generous), Scripted(["yes"]), slots(1))
+    assert episode.failure is not None
+    assert (episode.failure.kind, episode.reward) == (FailureKind.TASK, 0.0)
+    assert "gave the reward inf" in episode.failure.message

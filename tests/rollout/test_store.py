@@ -405,5 +405,45 @@ def test_a_failure_that_cannot_be_read_is_told_as_a_corrupt_file(tmp_path):
     path = filled(tmp_path / "run.sqlite", 2)
     with sqlite3.connect(path) as db:
         db.execute("UPDATE episodes SET failure='{' WHERE attempt=1")
-    with Store(path, readonly=True) as store, pytest.raises(StoreError, match=r"the failure of .* cannot be read"):
+    with Store(path, readonly=True) as store, pytest.raises(StoreError, match=r"the record of .* cannot be read"):
         store.outcomes()
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("inf"), -float("inf")])
+def test_a_reward_that_is_no_number_is_not_stored(run_path, reward):
+    with Store(run_path) as store:
+        with pytest.raises(StoreError, match=f"has reward {reward}; a reward is a finite number"):
+            store.add(episode(0, reward=reward))
+        assert store.outcomes() == []
+
+
+@pytest.mark.parametrize("reward", ["NULL", "'much'", "9e999"])
+def test_a_stored_reward_that_is_no_number_is_told_as_a_corrupt_record(run_path, reward):
+    with sqlite3.connect(filled(run_path, 2)) as db:
+        db.execute(f"UPDATE episodes SET reward={reward} WHERE attempt=1")
+    with Store(run_path, readonly=True) as store:
+        for read in (store.outcomes, lambda: list(store.episodes())):
+            with pytest.raises(
+                StoreError, match=r"is corrupt: the record of \('train', 0, 'train:a', 1\) .* reward is"
+            ):
+                read()
+
+
+def test_a_reader_leaves_a_closed_run_as_it_was(run_path):
+    before = filled(run_path, 3).read_bytes()
+    with Store(run_path, readonly=True) as store:
+        assert len(list(store.episodes())) == 3
+        with pytest.raises(StoreError, match="readonly"):
+            store.add(episode(3))
+    assert [path.name for path in run_path.parent.iterdir()] == [run_path.name]
+    assert run_path.read_bytes() == before
+
+
+def test_a_reader_that_ends_first_takes_nothing_from_a_run_that_began_meanwhile(run_path):
+    reader = Store(filled(run_path, 3), readonly=True)
+    with Store(run_path) as writer:
+        writer.add(episode(3))
+        assert len(reader.outcomes()) == 4
+        reader.close()
+        writer.add(episode(4))
+        assert attempts(run_path) == [0, 1, 2, 3, 4]
