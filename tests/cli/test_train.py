@@ -168,7 +168,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path):
         ("agentgym/Door-v0 --objective gspo --scope token", "objective gspo has no scope token"),
         ("agentgym/Door-v0 --correction tis", "correction tis with ppo_clip: its ratio is taken"),
         ("agentgym/Door-v0 --kl k1 --kl-coef 0.1", "kl k1 in the loss has a gradient of zero on average"),
-        ("agentgym/Door-v0 --objective mine:loss", "'mine:loss': No module named 'mine'"),
+        ("agentgym/Door-v0 --objective nowhere:loss", "'nowhere:loss': No module named 'nowhere'"),
         ("agentgym/Door-v0 --top-p 0.9", "top_p 0.9 cuts the distribution that is sampled from"),
         ("agentgym/Door-v0 --staleness 1 --nproc 2", "staleness 1 with nproc 2"),
         ("agentgym/Door-v0 --lora-rank 4", "lora_rank adapts a model that can already speak; give --model"),
