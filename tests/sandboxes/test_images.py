@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import tarfile
 import time
+from contextlib import suppress
 
 import pytest
 from agentgym_sandboxes import recipes
@@ -32,10 +33,13 @@ def recipe(tmp_path, docker_backend):
         return Dockerfile(tmp_path)
 
     yield made
+    from docker.errors import ImageNotFound
+
     client = docker_backend.client
     for image in client.api.images(filters={"label": LABEL}):
         if (image["Labels"] or {}).get(LABEL, "").startswith("test-"):
-            client.api.remove_image(image["Id"], force=True)
+            with suppress(ImageNotFound):  # it went with one that stood on it
+                client.api.remove_image(image["Id"], force=True)
     assert num_left(docker_backend, mark) == 0
 
 
