@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the machines that run tests are small and shared
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # whoever asks the hub for something has made a mistake
@@ -175,6 +176,16 @@ def register_env() -> Iterator[Callable[[type], str]]:
         del gymnasium.registry[name]
 
 
+@pytest.fixture(autouse=True)
+def forgotten_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a test wrote and imported is forgotten with it: another test's module of that name is another module."""
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path_factory.getbasetemp())):
+            del sys.modules[name]
+
+
 @pytest.fixture
 def run_path(tmp_path: Path) -> Path:
     return tmp_path / "run.sqlite"
@@ -226,6 +237,7 @@ def data(request: pytest.FixtureRequest) -> Path:
 ALONE = ("sandboxes/", "cli/test_sandbox", *(f"envs/test_{name}" for name in ("code", "repair", "shell", "terminal")))
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several workers (pytest -n), a file stays together, and so do all that use sandboxes."""
     root = Path(__file__).parent
