@@ -14,13 +14,13 @@ import time
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NotRequired, Protocol, cast
+from typing import Any, Protocol
 
 import httpx
 
 from agentgym.errors import ConfigError, InfrastructureError
 from agentgym.loop import at_home
-from agentgym.messages import JSON, Message, ToolCall, assistant, clean, raw_call
+from agentgym.messages import JSON, MAX_COUNT, Message, ToolCall, assistant, clean, raw_call
 
 SENT = ("role", "content", "tool_calls", "tool_call_id", "name")  # of a message; the rest is our own record
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
@@ -33,12 +33,6 @@ CONTEXT_WORDS = ("context_length_exceeded", "maximum context length", "context w
 
 class ChatError(InfrastructureError):
     """The server gave no usable answer, however often it was asked; the message names it and its last words."""
-
-
-class Answer(Message):
-    """What a server said, and the tokens that it read for it, where it counts them."""
-
-    prompt_tokens: NotRequired[int]
 
 
 class Chat(Protocol):
@@ -102,7 +96,7 @@ class ChatClient:
 
     async def __call__(
         self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, JSON]] | None = None, seed: int | None = None
-    ) -> Answer:
+    ) -> Message:
         """The model's message; an empty one with finish_reason "context" where the conversation is too long for it.
         Raises ConfigError for what no retry mends (address, key, model, a refused request), ChatError for the rest,
         also for a refusal of one request by a server that has answered others."""
@@ -123,7 +117,7 @@ class ChatClient:
         if http is not None:
             await at_home(http.aclose())
 
-    async def _asked(self, body: bytes) -> Answer:
+    async def _asked(self, body: bytes) -> Message:
         last = "nothing"
         for attempt in range(self.retries + 1):
             if attempt:
@@ -173,7 +167,7 @@ class ChatClient:
         except ClientError as error:  # what the transport does not translate, such as an answer that is no HTTP
             raise httpx.RemoteProtocolError(f"{type(error).__name__}: {error}") from error
 
-    def _counted(self, answer: Mapping[str, Any]) -> Answer:
+    def _counted(self, answer: Mapping[str, Any]) -> Message:
         message = read(answer)
         self.usage.requests += 1
         _ANSWERED.add((self._url, self.model))
@@ -181,7 +175,7 @@ class ChatClient:
         self.usage.completion_tokens += message.get("num_tokens", 0)
         return message
 
-    def _refused(self, status: int, said: bytes) -> Answer:
+    def _refused(self, status: int, said: bytes) -> Message:
         text = said.decode("utf-8", "replace")
         if status in (400, 413, 422) and any(word in text.lower() for word in CONTEXT_WORDS):
             return {**assistant(""), "finish_reason": "context"}
@@ -204,7 +198,7 @@ def speaking(who: str) -> Iterator[None]:
         raise kind(f"{who}: {error}") from error
 
 
-def read(answer: Mapping[str, Any]) -> Answer:
+def read(answer: Mapping[str, Any]) -> Message:
     """A chat completion as a message. Raises what indexing raises where it is none (KeyError, TypeError, ...)."""
     choice = answer["choices"][0]
     said = choice["message"]
@@ -216,12 +210,12 @@ def read(answer: Mapping[str, Any]) -> Answer:
     reasoning = said.get("reasoning_content") or said.get("reasoning")
     calls = [_call(made, index) for index, made in enumerate(said.get("tool_calls") or ())]
     thought = clean(reasoning) if isinstance(reasoning, str) else None
-    message = cast(Answer, assistant(clean(content), *calls, reasoning=thought))
+    message = assistant(clean(content), *calls, reasoning=thought)
     message["finish_reason"] = "length" if choice.get("finish_reason") == "length" else "stop"
     used = answer.get("usage") or {}
-    if type(tokens := used.get("completion_tokens")) is int and tokens >= 0:
+    if type(tokens := used.get("completion_tokens")) is int and 0 <= tokens < MAX_COUNT:
         message["num_tokens"] = tokens
-    if type(tokens := used.get("prompt_tokens")) is int and tokens >= 0:
+    if type(tokens := used.get("prompt_tokens")) is int and 0 <= tokens < MAX_COUNT:
         message["prompt_tokens"] = tokens
     return message
 

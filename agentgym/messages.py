@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Literal, NotRequired, TypedDict
 
 JSON = Any  # dict, list, str, int, float, bool or None, nested
+MAX_COUNT = 1 << 40  # of tokens in one message: what is above is no count
 Role = Literal["system", "user", "assistant", "tool"]
 
 
@@ -26,7 +27,7 @@ class ToolCall(TypedDict):
 
 
 class Message(TypedDict):
-    """One chat message. The last three keys occur in a policy's own (assistant) messages only."""
+    """One chat message. The last four keys occur in a policy's own (assistant) messages only."""
 
     role: Role
     content: str
@@ -36,6 +37,7 @@ class Message(TypedDict):
     name: NotRequired[str]
     finish_reason: NotRequired[Literal["stop", "length", "context"]]  # why the model stopped writing
     num_tokens: NotRequired[int]  # tokens the policy sampled for this message
+    prompt_tokens: NotRequired[int]  # tokens that were read for it, where a server counts them
 
 
 def system(content: str) -> Message:

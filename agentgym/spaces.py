@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.vector.utils import create_shared_memory
 
 from agentgym.errors import ConfigError
-from agentgym.messages import JSON, Message, ToolCall, assistant, clean, raw_call
+from agentgym.messages import JSON, MAX_COUNT, Message, ToolCall, assistant, clean, raw_call
 
 MAX_CHARS = 1_000_000  # of one text that enters a transcript; what is longer is cut, with a marker
 _ROLES = ("system", "user", "assistant", "tool")
@@ -58,10 +58,12 @@ def as_message(action: Any) -> Message:
         message["tool_calls"] = _as_calls(calls)
     if action.get("finish_reason") in _FINISHES:
         message["finish_reason"] = action["finish_reason"]
-    if (tokens := action.get("num_tokens")) is not None:
-        if not isinstance(tokens, (int, np.integer)) or tokens < 0:
-            raise ConfigError(f"an action's num_tokens is a count, not {tokens!r:.80}")
-        message["num_tokens"] = int(tokens)
+    for name in ("num_tokens", "prompt_tokens"):
+        if (tokens := action.get(name)) is not None:
+            is_count = isinstance(tokens, (int, np.integer)) and type(tokens) is not bool
+            if not (is_count and 0 <= tokens < MAX_COUNT):
+                raise ConfigError(f"an action's {name} is a count, not {tokens!r:.80}")
+            message[name] = int(tokens)
     return message
 
 

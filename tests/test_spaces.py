@@ -89,6 +89,14 @@ def test_only_what_a_message_may_hold_is_kept():
     assert as_message(given) == {"role": "assistant", "content": "", "num_tokens": 3}
 
 
+@pytest.mark.parametrize("name", ["num_tokens", "prompt_tokens"])
+@pytest.mark.parametrize("count", [-1, 1 << 40, 10**400, 1.5, True, "many"])
+def test_what_is_no_count_of_tokens_is_refused_by_its_name(name, count):
+    with pytest.raises(ConfigError, match=f"{name} is a count"):
+        as_message({"content": "", name: count})
+    assert as_message({"content": "", name: (1 << 40) - 1})[name] == (1 << 40) - 1
+
+
 def test_cut_keeps_what_fits_and_counts_the_rest():
     assert cut("abc", 3) == "abc"
     assert cut("abcd", 3) == "abc\n[cut here: 3 of 4 characters are shown]"

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import gymnasium
 
-from agentgym.chat import Answer, Chat, ChatClient
+from agentgym.chat import Chat, ChatClient
 from agentgym.env import Observation
 from agentgym.errors import ConfigError, PolicyError, nearest
 from agentgym.messages import JSON, Message, ToolCall, assistant, raw_call, system, user
@@ -25,7 +25,6 @@ from agentgym.syntax import SYNTAXES, Syntax, get_syntax
 NATIVE = "native"
 TOOL_CALLS = (NATIVE, *(name for name in SYNTAXES if name != "structured"))
 OFFERED = ("messages", "tools", "seed")  # what a function may ask for, by the names of its parameters
-MAX_COUNT = 1 << 40  # of tokens in one reply: what is above is no count
 _NO_NAME = re.compile(r"[^A-Za-z0-9_-]")
 
 
@@ -110,17 +109,12 @@ def from_function(function: Callable[..., Any]) -> Chat:
     return chat
 
 
-def _message(said: Any) -> Answer:
-    """What a chat gave, as a clean message: counts that are none are dropped. Raises PolicyError where it is none."""
-    counts: dict[str, Any] = {}
+def _message(said: Any) -> Message:
+    """What a chat gave, as a clean message. Raises PolicyError where it is none."""
     try:
-        given = dict(said) if isinstance(said, Mapping) else said
-        if isinstance(given, dict):
-            counts = {name: given.pop(name, None) for name in ("num_tokens", "prompt_tokens")}
-        message = as_message(given)
+        return as_message(said)
     except Exception as error:  # what a function gave may raise whatever it likes when it is looked at
         raise PolicyError(f"the policy's message is none: {error}") from None
-    return cast(Answer, message | {k: n for k, n in counts.items() if type(n) is int and 0 <= n < MAX_COUNT})
 
 
 def _repeatable(message: Message) -> Message:

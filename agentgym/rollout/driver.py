@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import gymnasium
@@ -218,17 +218,6 @@ def _base(env: gymnasium.Env) -> AgentEnv:
     return base
 
 
-def _counted(messages: Sequence[Message], read: Sequence[int | None]) -> tuple[Message, ...]:
-    """The transcript, each reply with the prompt tokens that were read for it; the world has no business with them."""
-    if not any(read):
-        return tuple(messages)
-    counts = iter(read)
-    counted = [next(counts, None) if message["role"] == "assistant" else None for message in messages]
-    return tuple(
-        m if n is None else cast(Message, m | {"prompt_tokens": n}) for m, n in zip(messages, counted, strict=True)
-    )
-
-
 def env_version(env: gymnasium.Env) -> str:
     """As an episode records it: "v0" of agentgym/Door-v0."""
     return f"v{env.spec.version}" if env.spec is not None else ""
@@ -285,7 +274,6 @@ class _Worker:
         """One episode, to its end or its failure."""
         turns: list[Turn] = []
         offered: dict[str, Mapping[str, JSON]] = {}
-        read: list[int | None] = []  # prompt tokens, where the policy counts them
         reward, terminated, info, failure = 0.0, False, {}, None
         stop = StopReason.FAILED
         base = self.seat.base
@@ -301,7 +289,6 @@ class _Worker:
                 start = perf_counter()
                 action = await self.actor.act(observation)
                 middle = perf_counter()
-                read.append(action.get("prompt_tokens") if isinstance(action, dict) else None)
                 observation, gained, terminated, truncated, info = await self.seat.step(action)
                 if not math.isfinite(gained):
                     raise TaskError(f"a step gave the reward {gained!r}; a reward is a finite number")
@@ -320,7 +307,7 @@ class _Worker:
             run=self.driver.run, update=self.update, task_id=slot.task_id, attempt=slot.attempt, seed=slot.seed,
             split=slot.task_id.partition(":")[0], group=slot.group, env_id=self.driver.env_id,
             env_version=env_version(self.seat.env),
-            messages=_counted(base.messages, read) if played else (), turns=tuple(turns), reward=reward,
+            messages=base.messages if played else (), turns=tuple(turns), reward=reward,
             reward_parts=info.get("reward_parts", {}), terminated=terminated,
             truncated=stop.is_limit, stop_reason=stop, failure=failure, ledger=self.actor.ledger,
             final=info.get("final"), metadata=dict(base.task.metadata) if played else {},

@@ -33,6 +33,7 @@ READERS = "agentgym.readers"  # entry-point group: format name -> "module:functi
 # of a line that is no episode
 FAULTS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, zlib.error)
 OURS = "agentgym"
+OWN = ("finish_reason", "num_tokens", "prompt_tokens")  # of a message, that OpenAI's keys cannot say
 ROLES = {"developer": "system", "function": "tool"}  # older and newer names of the same
 
 
@@ -139,7 +140,7 @@ def _shown(message: Message) -> Line:
 
 def _own(message: Message) -> dict[str, JSON]:
     """What of a message OpenAI's keys cannot say."""
-    own: dict[str, JSON] = {key: message[key] for key in ("finish_reason", "num_tokens") if key in message}  # type: ignore[literal-required]
+    own: dict[str, JSON] = {key: message[key] for key in OWN if key in message}  # type: ignore[literal-required]
     if errors := {str(i): c["error"] for i, c in enumerate(message.get("tool_calls") or ()) if "error" in c}:
         own["errors"] = errors
     return own
@@ -165,7 +166,7 @@ def _message(line: Mapping[str, Any], own: Mapping[str, Any]) -> Message:
     for key in ("tool_call_id", "name"):
         if line.get(key) is not None:
             made[key] = clean(str(line[key]))
-    for key in ("finish_reason", "num_tokens"):
+    for key in OWN:
         if key in own:
             made[key] = own[key]
     return made

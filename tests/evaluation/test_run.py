@@ -147,7 +147,7 @@ def test_the_sums_of_a_summary_are_those_of_its_episodes(episode):
 def test_every_figure_of_a_summary_by_hand(episode):
     # two tasks, two attempts each; the second task's second attempt was lost with its container
     def played(task: str, attempt: int, reward: float, parts: dict, failure: FailureKind | None = None):
-        said: Message = {**assistant("x"), "num_tokens": 10, "prompt_tokens": 100}  # type: ignore[typeddict-unknown-key]
+        said: Message = {**assistant("x"), "num_tokens": 10, "prompt_tokens": 100}
         made = episode(task, reward, attempt=attempt, failure=failure)
         turns = (Turn(0.0, None, 1.0, 0.5), Turn(reward, None, 1.0, 0.5))
         return replace(made, messages=(said, said), turns=turns, reward_parts=parts)

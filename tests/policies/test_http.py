@@ -170,7 +170,7 @@ def test_an_episode_of_native_calls_is_won_and_its_tokens_are_counted(server, pl
     episode = play(ChatPolicy(client(server)))
     assert (episode.success, episode.stop_reason, len(episode.turns)) == (True, StopReason.ANSWERED, 3)
     replies = [m for m in episode.messages if m["role"] == "assistant"]
-    assert [(m.get("prompt_tokens"), m["num_tokens"]) for m in replies] == [(10, 2), (20, 2), (30, 2)]  # type: ignore[typeddict-item]
+    assert [(m.get("prompt_tokens"), m["num_tokens"]) for m in replies] == [(10, 2), (20, 2), (30, 2)]
     offers = [[t["function"]["name"] for t in body["tools"]] for body in server.bodies]
     assert offers == [["add"], ["add", "double"], ["add", "double"]]
     assert [m["role"] for m in server.bodies[2]["messages"]] == [

@@ -37,7 +37,7 @@ def ledger() -> Ledger:
 
 def episode(**other) -> Episode:
     looked = {**assistant("", call("look", at="Ünï\nくさ")), "finish_reason": "stop", "num_tokens": 2}
-    said = {**assistant("It is red.", reasoning="hm"), "finish_reason": "length", "num_tokens": 3}
+    said = {**assistant("It is red.", reasoning="hm"), "finish_reason": "length", "num_tokens": 3, "prompt_tokens": 9}
     made = Episode(
         run="eval", update=2, task_id="test:abc", attempt=1, seed=2**62, split="test", group=4, env_id="a/B-v0",
         env_version="v0", messages=(system("Be brief."), user("Look."), looked, tool_result(call("look"), "red"), said),
