@@ -5,10 +5,8 @@ how it looks eval_table.py's."""
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,9 +17,9 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from agentgym.cli import Interrupted, eval_table, say
-from agentgym.cli.lock import LOCK_FILE, locked
-from agentgym.cli.options import as_dict, from_toml, leaves, parse, settings, to_toml
+from agentgym.cli import eval_table, say
+from agentgym.cli.folder import opened, write, written
+from agentgym.cli.options import as_dict, parse, settings
 from agentgym.cli.policy import MAY_CHANGE, PolicyConfig, load_policy, size_of
 from agentgym.cli.versions import versions
 from agentgym.errors import ConfigError
@@ -39,9 +37,8 @@ from agentgym.rollout.store import Store
 EXAMPLE = "agentgym eval agentgym/Lookup-v0 --model runs/Lookup-v0-1/model --horizon 1 2 4 8 --limit 40"
 SPENT = "spent.txt"  # prompt and sampled tokens of the run so far, where they are limited
 RUN = "eval"  # the phase under which the episodes are stored; with several environments, each has its name
-MAY_GROW = {"limit", "attempts", "horizon", "task", "report"} | {
-    each.name for each in fields(Budget)
-}  # by a resumed run
+# What a resumed run may be told anew.
+MAY_GROW = {"limit", "attempts", "horizon", "task", "report", *MAY_CHANGE} | {each.name for each in fields(Budget)}
 OF_A_PART = ("env", "split", "limit", "attempts", "horizon", "task", "set")  # a suite says these for each
 
 
@@ -125,24 +122,10 @@ def main(argv: Sequence[str]) -> int:
     for part in parts:  # fail before anything is written
         choose_tasks(part.env, arguments(part.split, part.horizon, part.set), limit=1, task_ids=part.task)
     policy = load_policy(config.policy, config.view, config.concurrency)
-    folder = open_folder(config)
-    started, made_with = time.monotonic(), versions()
-    with locked(folder):
-        path = folder / "config.toml"
-        before = path.read_text("utf-8") if path.exists() else None
-        _write(path, to_toml(replace(config, output=None, resume=False, json=False, report=False), made_with))
-        try:
-            evaluations, spent = played(config, parts, policy, folder)
-        except ConfigError:
-            if before is not None:  # a run that is not gone on with stays what it was
-                _write(path, before)
-            raise
-        except KeyboardInterrupt:
-            again = shlex.join(["agentgym", "eval", *_without(argv), "--output", str(folder), "--resume"])
-            with Store(folder / "run.sqlite", readonly=True) as store:
-                done = sum(store.runs().values())
-            raise Interrupted(f"Stopped; {done} finished episodes are kept. Go on with:\n  {again}") from None
-        return _sum_up(config, parts, evaluations, spent, folder, time.monotonic() - started)
+    folder, started_s = opened(config, _stem(config), MAY_GROW), time.monotonic()
+    with written(config, folder, "eval", argv):
+        evaluations, spent = played(config, parts, policy, folder)
+        return _sum_up(config, parts, evaluations, spent, folder, time.monotonic() - started_s)
 
 
 def played(
@@ -205,27 +188,9 @@ async def _played(
     return found
 
 
-def open_folder(config: EvalConfig) -> Path:
-    """The run's folder: a new one, or with --resume the one that is there."""
+def _stem(config: EvalConfig) -> str:
     what = Path(config.suite).stem if config.suite else "-".join(env.rpartition("/")[2] for env in config.env)
-    stem = f"eval-{what}-{Path(config.policy.model).name}"
-    written = Path("runs").glob(f"{glob.escape(stem)}-*/config.toml")
-    numbers = {path.parent: int(n) for path in written if (n := path.parent.name[len(stem) + 1 :]).isdecimal()}
-    earlier = sorted(numbers, key=lambda each: (each / "config.toml").stat().st_mtime)
-    if config.resume and config.output is None and not earlier:
-        raise ConfigError(f"--resume: there is no run runs/{stem}-*; give its folder with --output")
-    folder = config.output or (
-        earlier[-1] if config.resume else Path("runs") / f"{stem}-{max(numbers.values(), default=0) + 1}"
-    )
-    begun = folder.exists() and (
-        not folder.is_dir() or any(path.name not in (LOCK_FILE, "config.tmp") for path in folder.iterdir())
-    )
-    if begun and not config.resume:
-        raise ConfigError(f"--output {folder} is there already: add --resume to go on, or choose another")
-    if begun:
-        _refuse_changes(config, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return f"eval-{what}-{Path(config.policy.model).name}"
 
 
 def _sum_up(
@@ -247,15 +212,15 @@ def _sum_up(
         "spent": spent
         and {"prompt_tokens": spent.prompt, "sampled_tokens": spent.sampled, "cost": config.budget.cost(spent)},
         "seconds_total": seconds,
-        "versions": versions(),
+        "versions": dict(versions()),
         "config": as_dict(config),
     }
     text = json.dumps(summary, indent=2)
     title = f"{config.suite or ', '.join(config.env)} · {config.policy.model}"
     lines = eval_table.rows(evaluations, overall)
     remarks = eval_table.said(evaluations) + ([] if spent is None else [eval_table.bill(spent, config.budget)])
-    _write(folder / "summary.json", text + "\n")
-    _write(folder / "summary.md", eval_table.markdown(lines, title, remarks))
+    write(folder / "summary.json", text + "\n")
+    write(folder / "summary.md", eval_table.markdown(lines, title, remarks))
     if config.report:
         from agentgym.viewer.report import write_report  # noqa: PLC0415  matplotlib: 0.4 s, and optional
 
@@ -285,37 +250,3 @@ def _together(parts: Sequence[Part], evaluations: Mapping[str, Evaluation]) -> d
         "coverage": sums["num_scored"] / sums["num_planned"],
         "environments": each,
     }
-
-
-def _refuse_changes(config: EvalConfig, folder: Path) -> None:
-    if not (folder / "config.toml").is_file():
-        raise ConfigError(f"--resume: {folder} holds no run (no config.toml); leave --resume out to begin one")
-    before, now = leaves(from_toml(EvalConfig, folder / "config.toml")), leaves(config)
-    for name in before.keys() - MAY_GROW - {*MAY_CHANGE}:
-        if now[name] != before[name]:
-            flag = f"--{name.replace('_', '-')}" if name != "env" else "environment"
-            raise ConfigError(
-                f"--resume: {folder} was begun with {flag} {_said(before[name])}, not {_said(now[name])}; "
-                "use the same, or begin a new run with another --output"
-            )
-
-
-def _said(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else repr(value)
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-
-
-def _without(argv: Sequence[str]) -> list[str]:
-    """The arguments without --output and --resume."""
-    kept, skip = [], False
-    for arg in argv:
-        if not skip and arg != "--resume" and not arg.startswith("--output"):
-            kept.append(arg)
-        skip = arg == "--output"
-    return kept

@@ -6,7 +6,6 @@ horizon.py's, first errors survival.py's, the hazard hazard.py's, planted errors
 from __future__ import annotations
 
 import json
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,10 +17,10 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from agentgym.cli import Interrupted, say
+from agentgym.cli import say
+from agentgym.cli.folder import opened, write, written
 from agentgym.cli.horizon_table import WHENS, Figures, rates_table, remarks
-from agentgym.cli.lock import LOCK_FILE, locked
-from agentgym.cli.options import as_dict, from_toml, leaves, parse, settings, to_toml
+from agentgym.cli.options import as_dict, parse, settings
 from agentgym.cli.policy import MAY_CHANGE, PolicyConfig, load_policy, size_of
 from agentgym.cli.show import find_run
 from agentgym.cli.versions import versions
@@ -80,7 +79,7 @@ class HorizonConfig:
     output: Path | None = None
     """folder of the run; runs/horizon-<environment>-<n> without it"""
     resume: bool = False
-    """go on with the run in --output"""
+    """go on with the run in --output (or begin it), or with the newest of this environment"""
     json: bool = False
     """print the summary as JSON"""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -102,24 +101,15 @@ class HorizonConfig:
 
 def main(argv: Sequence[str]) -> int:
     config = parse(HorizonConfig, argv, "agentgym horizon", EXAMPLE)
-    began_s, folder = time.monotonic(), _choose_folder(config)
+    began_s = time.monotonic()
     is_run = any(place.is_dir() for place in (Path(config.env), Path("runs") / config.env))
     found, policies = (_recorded(find_run(config.env)), {}) if is_run else ({}, _policies(config))
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
-        lasting = replace(config, output=None, resume=False, json=False)
-        (folder / "config.toml").write_text(to_toml(lasting, versions()), encoding="utf-8")
-        if is_run:
-            return _sum_up(config, folder, found, began_s)
-        with Store(folder / "run.sqlite") as store:  # closed last: whoever reads beside it leaves no files of its own
-            try:
-                with _bars(config) as bar:
-                    found = run_sync(_played(config, policies, store, bar))
-            except KeyboardInterrupt:
-                again = ["agentgym", "horizon", *argv, *(() if config.output else ("--output", str(folder)))]
-                again += [] if config.resume else ["--resume"]
-                raise Interrupted(f"Stopped; what was played is kept. Go on with:\n  {shlex.join(again)}") from None
-            return _sum_up(config, folder, found, began_s)
+    folder = opened(config, f"horizon-{Path(config.env).name}", MAY_CHANGE)
+    with written(config, folder, "horizon", argv):
+        if not is_run:
+            with Store(folder / "run.sqlite") as store, _bars(config) as bar:
+                found = run_sync(_played(config, policies, store, bar))
+        return _sum_up(config, folder, found, began_s)
 
 
 def _policies(config: HorizonConfig) -> dict[str, Policy]:
@@ -137,9 +127,9 @@ def _policies(config: HorizonConfig) -> dict[str, Policy]:
 def _sum_up(config: HorizonConfig, folder: Path, found: Figures, began_s: float) -> int:
     """The summary, the report, and what the terminal shows of them."""
     seconds = {"seconds_total": time.monotonic() - began_s}
-    made_with = {"versions": versions(), "config": as_dict(config)}
+    made_with = {"versions": dict(versions()), "config": as_dict(config)}
     summary = {"command": "horizon", "seed": config.seed, **found, **seconds, **made_with}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     report = write_report(folder)
     if config.json:
         say(json.dumps(summary, indent=1))
@@ -289,31 +279,6 @@ def beside(phases: Mapping[str, Figures], trained: Sequence[int] = ()) -> Figure
         if any(figures.get(name) for figures in phases.values()):
             made[name] = {when: figures.get(name) for when, figures in phases.items()}
     return made
-
-
-# -- the run's folder and its progress ------------------------------------------------------------------------------
-
-
-def _choose_folder(config: HorizonConfig) -> Path:
-    """The run's folder: a new one, or with --resume the one in --output. Makes none."""
-    stem = f"horizon-{Path(config.env).name}"
-    folder = config.output
-    if config.resume:
-        if folder is None or not (folder / "config.toml").is_file():
-            raise ConfigError(f"--resume: give the folder of the run that is to go on with --output, not {folder}")
-        saved = leaves(from_toml(HorizonConfig, folder / "config.toml"))
-        for name, value in leaves(config).items():
-            if name not in MAY_CHANGE and saved[name] != value:
-                raise ConfigError(
-                    f"--resume: {folder} was begun with {name} {saved[name]!r}, not {value!r}; "
-                    "use the same, or begin a new run with another --output"
-                )
-    elif folder is None:
-        taken = [int(n) for path in Path("runs").glob(f"{stem}-*") if (n := path.name.rpartition("-")[2]).isdecimal()]
-        folder = Path("runs") / f"{stem}-{max(taken, default=0) + 1}"
-    elif folder.exists() and (not folder.is_dir() or any(path.name != LOCK_FILE for path in folder.iterdir())):
-        raise ConfigError(f"--output {folder} is there already: add --resume to go on, or choose another")
-    return folder
 
 
 @contextmanager

@@ -19,7 +19,8 @@ import transformers
 import tyro
 
 from agentgym.cli import Interrupted
-from agentgym.cli.options import from_toml, leaves, parse, settings, to_toml
+from agentgym.cli.folder import CONFIG, newest, numbered, refuse_changes, saved, write
+from agentgym.cli.options import parse, settings, to_toml
 from agentgym.cli.train_job import Job
 from agentgym.cli.versions import versions
 from agentgym.engines.base import Sampling
@@ -197,21 +198,10 @@ def _configured(argv: list[str]) -> TrainConfig:
     if config.resume:
         if any(a.split("=")[0] == "--config" for a in argv):
             raise ConfigError("--resume goes on with the run's own config.toml; leave --config out")
-        folder = config.output or _newest(config.env)
-        path = folder / "config.toml"
-        if not path.is_file():
-            raise ConfigError(f"--resume: there is no run in {folder}; leave --resume out to begin one")
-        if "[versions]" not in path.read_text("utf-8", "replace"):  # written last
-            raise ConfigError(f"{path} is cut short, so its settings are not known; restore it or start a new run")
-        saved = from_toml(TrainConfig, path)
-        given = parse(TrainConfig, [*argv, "--config", str(path)], "agentgym train", EXAMPLE)
-        before, now = leaves(saved), leaves(given)
-        for name in before.keys() - MAY_CHANGE:
-            if now[name] != before[name]:
-                raise ConfigError(
-                    f"--resume goes on with {folder}/config.toml, where {name} is {before[name]}, not {now[name]}. "
-                    "Leave the flag out, or start a new run."
-                )
+        folder = config.output or newest(_stem(config.env))
+        saved(TrainConfig, folder)  # or the reason why there is none
+        given = parse(TrainConfig, [*argv, "--config", str(folder / CONFIG)], "agentgym train", EXAMPLE)
+        refuse_changes(given, folder, MAY_CHANGE)
         return replace(given, output=folder, resume=True)
     env = make(config.env)
     defaults = Path(inspect.getfile(type(env.unwrapped))).parent / "train.toml"
@@ -225,41 +215,15 @@ def _stem(env: str) -> str:
     return env.rpartition("/")[2]
 
 
-def _newest(env: str) -> Path:
-    found = sorted(Path("runs").glob(f"{_stem(env)}-*/config.toml"), key=lambda p: p.stat().st_mtime)
-    if not found:
-        raise ConfigError(f"--resume: there is no run of {env} under runs/; give its folder with --output")
-    return found[-1].parent
-
-
 def _folder(config: TrainConfig) -> Path:
     """The run's folder, made if the run is new."""
-    folder = config.output
+    folder, settled = config.output, to_toml(replace(config, resume=False), versions())
     if config.resume and folder is not None:
-        _write(config, folder)
+        write(folder / CONFIG, settled)
         return folder
-    folder = _numbered(config.env) if folder is None else folder
+    folder = numbered(_stem(config.env)) if folder is None else folder
     if any((folder / "checkpoints").glob("update-*")):
         raise ConfigError(f"{folder} holds a run already: add --resume to go on with it, or choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
-    _write(config, folder)
+    write(folder / CONFIG, settled)
     return folder
-
-
-def _write(config: TrainConfig, folder: Path) -> None:
-    aside = folder / "config.tmp"
-    aside.write_text(to_toml(replace(config, resume=False), versions()), "utf-8")
-    aside.replace(folder / "config.toml")
-
-
-def _numbered(env: str) -> Path:
-    """runs/<name>-<n>, made here: two starts at once get two folders."""
-    number = 1
-    while True:
-        folder = Path("runs") / f"{_stem(env)}-{number}"
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-        else:
-            return folder

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from agentgym.cli.folder import write
 from agentgym.cli.lock import locked
 from agentgym.cli.options import as_dict
 from agentgym.cli.train_controls import CONTROLS, run_controls
@@ -284,9 +285,7 @@ class Job:
 
     def _finish(self) -> None:
         summary = self._summary()
-        aside = self.folder / "summary.tmp"
-        aside.write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
-        aside.replace(self.folder / "summary.json")
+        write(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
         report = write_report(self.folder)
         self.console.print()
         for name, value in table(summary):

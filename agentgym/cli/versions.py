@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 
 PACKAGES = ("agentgym", "torch", "transformers", "tokenizers", "gymnasium", "numpy", "reasoning-gym")
 
 
-def versions() -> dict[str, str | None]:
+@cache
+def versions() -> Mapping[str, str | None]:
     """Package -> version (None: not installed), Python's, and the git commit of a clone. Imports none of them."""
-    return {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}, "commit": commit()}
+    found = {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}, "commit": commit()}
+    return MappingProxyType(found)
 
 
 def installed(package: str) -> str | None:

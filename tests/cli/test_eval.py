@@ -12,10 +12,9 @@ from threading import Thread
 
 import pytest
 
-from agentgym.cli.eval import EvalConfig, open_folder
+from agentgym.cli.eval import EvalConfig
 from agentgym.cli.eval_table import remarks
 from agentgym.cli.lock import locked
-from agentgym.cli.policy import PolicyConfig
 from agentgym.errors import ConfigError, StoreError
 from agentgym.evaluation.figures import Cause, summarise
 from agentgym.rollout.store import Store
@@ -300,18 +299,6 @@ def test_a_run_that_was_killed_pays_for_what_was_cut_when_it_goes_on(agentgym, h
     assert billed() <= 20_000
     (tmp_path / "out/spent.txt").write_text("much")
     assert "out/spent.txt holds 'much' in place of two counts" in here(*flags).stderr
-
-
-def test_a_run_is_gone_on_with_by_the_model_of_exactly_that_name(here, tmp_path):
-    (tmp_path / "runs").mkdir()
-    for name in ("eval-Door-v0-nop-7b-1", "eval-Door-v0-gold-3"):
-        (tmp_path / "runs" / name).mkdir()
-        (tmp_path / "runs" / name / "config.toml").write_text("")
-    done = here("eval", "agentgym/Door-v0", "--model", "nop", "--limit", "1", "--resume")
-    assert "there is no run runs/eval-Door-v0-nop-*" in done.stderr
-    with pytest.raises(ConfigError, match="there is no run"):
-        open_folder(EvalConfig(("agentgym/Door-v0",), resume=True, policy=PolicyConfig("gol[d]")))
-    assert str(open_folder(EvalConfig(("agentgym/Door-v0",)))) == "runs/eval-Door-v0-gold-4"
 
 
 def test_a_refused_resume_leaves_the_run_as_it_was(here, tmp_path):

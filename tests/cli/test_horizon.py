@@ -65,7 +65,7 @@ def test_an_interrupted_measurement_goes_on_to_the_same_figures(here, tmp_path):
     assert "add --resume to go on" in refused.stderr
     changed = here(*flags, "--seed", "3", "--output", str(cut), "--resume")
     assert changed.returncode == 2
-    assert "was begun with seed 0, not 3" in changed.stderr
+    assert "was begun with --seed 0, not 3" in changed.stderr
     assert here(*flags, "--output", str(cut), "--resume").returncode == 0
     for name in ("by_horizon", "h50_after", "survival", "hazard", "conditioning"):
         assert summary_of(cut)[name] == summary_of(whole)[name]
