@@ -4,6 +4,7 @@ Owns words and layout. The figures are evaluation/figures.py's."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from agentgym.evaluation.budget import Budget
 from agentgym.evaluation.figures import MIN_COVERAGE, Evaluation, Tally
 from agentgym.evaluation.intervals import Interval, success_interval
 from agentgym.ledger import Tokens
+from agentgym.viewer.samples import safe
 
 COLUMNS = ("success", "95 % interval", "scored", "failed")
 SHOWN_S = 0.5  # between two looks at the figures: an interval over many episodes is work
@@ -27,9 +29,13 @@ SHOWN_S = 0.5  # between two looks at the figures: an interval over many episode
 def progress_bar(budget: Budget, *, disable: bool) -> Iterator[Any]:
     """A line on standard error: rate, time left, running success, tokens, money, failures. Yields the function that
     moves it: (name of the part, its tally)."""
-    columns = (TextColumn("{task.description}"), BarColumn(10), MofNCompleteColumn(), TimeRemainingColumn())
-    console, facts_column = Console(stderr=True), TextColumn("{task.fields[facts]}")
-    bar = Progress(*columns, facts_column, console=console, disable=disable, refresh_per_second=4)
+    name_column, facts_column = (
+        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.fields[facts]}", markup=False),
+    )
+    columns = (name_column, BarColumn(10), MofNCompleteColumn(), TimeRemainingColumn(), facts_column)
+    console = Console(stderr=True)
+    bar = Progress(*columns, console=console, disable=disable, refresh_per_second=4)
     tasks: dict[str, Any] = {}
     piloted: set[str] = set()
     shown_s = 0.0
@@ -38,7 +44,7 @@ def progress_bar(budget: Budget, *, disable: bool) -> Iterator[Any]:
         nonlocal shown_s
         done, now_s = len(tally.episodes), time.monotonic()
         if name not in tasks:
-            tasks[name] = bar.add_task(name.rpartition("/")[2], total=tally.num_planned, completed=done, facts="")
+            tasks[name] = bar.add_task(safe(name.rpartition("/")[2]), total=tally.num_planned, completed=done, facts="")
         if tally.is_pilot:
             piloted.add(name)
         elif name in piloted:
@@ -99,22 +105,23 @@ def rows(evaluations: Mapping[str, Evaluation], overall: Mapping[str, Any] | Non
 
 def table(lines: Sequence[tuple[str, ...]], title: str) -> Table:
     """For the terminal; the last row, where it sums up, is set off."""
-    made = Table(title=escape(title), title_justify="left")
+    made = Table(title=escape(safe(title)), title_justify="left")
     for heading in lines[0]:
         made.add_column(heading, justify="left" if heading == "environment" else "right", no_wrap=True)
     for line in lines[1:]:
         sums_up = line[0] in ("all", "weighted")
         if sums_up:
             made.add_section()
-        made.add_row(*line, style="bold" if sums_up else None)
+        made.add_row(*(escape(safe(cell)) for cell in line), style="bold" if sums_up else None)
     return made
 
 
 def markdown(lines: Sequence[tuple[str, ...]], title: str, remarks: Sequence[str]) -> str:
     """The same for summary.md."""
-    head, *body = [f"| {' | '.join(line)} |" for line in lines]
+    head, *body = [f"| {' | '.join(map(_marked, line))} |" for line in lines]
     rule = "|" + " --- |" * len(lines[0])
-    return "\n".join([f"# {title}", "", head, rule, *body, "", *(f"- {remark.strip()}" for remark in remarks), ""])
+    said = [f"- {_marked(remark.strip())}" for remark in remarks]
+    return "\n".join([f"# {_marked(title)}", "", head, rule, *body, "", *said, ""])
 
 
 def remarks(evaluation: Evaluation) -> list[str]:
@@ -153,8 +160,10 @@ def remarks(evaluation: Evaluation) -> list[str]:
         lines.append(
             f"failures: {counts(e.failures)} (policy failures count as attempts without success, the others not at all)"
         )
-    lines += [f"  {cause.n} x {cause.cause}, the first: {cause.first[:200]}" for cause in e.causes[:3]]
-    return lines
+    lines += [
+        f"  {cause.n} x {cause.cause}, the first: {' '.join(cause.first[:200].split())}" for cause in e.causes[:3]
+    ]
+    return list(map(safe, lines))
 
 
 def bill(spent: Tokens, budget: Budget) -> str:
@@ -173,6 +182,11 @@ def said(evaluations: Mapping[str, Evaluation]) -> list[str]:
 
 def counts(of: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {n}" for name, n in sorted(of.items(), key=lambda item: -item[1]))
+
+
+def _marked(text: str) -> str:
+    """A name or a message that Markdown takes for nothing else."""
+    return re.sub(r"[\\`*_<|~]|\](?=\()", r"\\\g<0>", safe(text))
 
 
 def _passes(each: Any) -> str:

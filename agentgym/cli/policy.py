@@ -5,6 +5,7 @@ Owns the flags that say so and what is made of them; what each kind does is poli
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -74,7 +75,7 @@ class PolicyConfig:
     def is_function(self) -> bool:
         return self.base_url is None and ":" in self.model and not Path(self.model).exists()
 
-    @property
+    @cached_property  # the verifier's module runs once
     def plan(self) -> compute.Plan | None:
         """More than one reply for a message, where it is asked for."""
         if self.verifier is not None:
@@ -85,7 +86,9 @@ class PolicyConfig:
 
 
 def load_policy(config: PolicyConfig, view: ContextConfig, concurrency: int) -> Policy:
-    """The policy that is meant. Raises ConfigError for flags that change nothing for it."""
+    """The policy that is meant. Raises ConfigError for flags that change nothing for it, and for a verifier that is
+    none."""
+    _ = config.plan
     model, is_chat = config.model, config.base_url is not None or config.is_function
     for flag, is_used, is_set in (
         ("--context", not is_chat and model not in NAMES, view != ContextConfig()),

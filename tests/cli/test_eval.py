@@ -13,7 +13,7 @@ from threading import Thread
 import pytest
 
 from agentgym.cli.eval import EvalConfig
-from agentgym.cli.eval_table import remarks
+from agentgym.cli.eval_table import markdown, remarks
 from agentgym.cli.lock import locked
 from agentgym.errors import ConfigError, StoreError
 from agentgym.evaluation.figures import Cause, summarise
@@ -158,6 +158,7 @@ def test_resuming_with_another_seed_is_refused_with_both(here):
         (("agentgym/Door-v0", "--base-url", "localhost:8000"), "give the server's address"),
         (("agentgym/Door-v0", "--base-url", "http://x/v1", "--tool-calls", "herms"), "did you mean 'hermes'?"),
         (("agentgym/Door-v0", "--model", "no_such_module:f"), "No module named 'no_such_module'"),
+        (("agentgym/Door-v0", "--best-of", "2", "--verifier", "no_such_module:f"), "No module named 'no_such_module'"),
     ],
 )
 def test_wrong_input_is_one_message_with_the_fix_and_writes_nothing(here, tmp_path, args, words):
@@ -186,6 +187,26 @@ def test_the_remarks_of_a_thin_evaluation_say_undecided():
     assert "coverage 0.0 % (0 of 10 scored)" in lines
     assert any(line.startswith("verdict: undecided") for line in lines)
     assert lines[-1] == "  2 x SandboxError, the first: gone"
+
+
+def test_what_others_wrote_drives_neither_the_terminal_nor_the_page(here, tmp_path):
+    (tmp_path / "rude.py").write_text(
+        "def says(messages):\n    raise ValueError('\\x1b]0;owned\\x07 <b>\\n| a | [x](http://y) `z`')\n"
+    )
+    done = here("eval", "agentgym/Door-v0", "--model", "rude:says", "--limit", "2", "--output", "out")
+    (line,) = [line for line in done.stdout.splitlines() if "the first:" in line]
+    assert "‹U+001B›]0;owned‹U+0007› <b> | a | [x](http://y) `z`" in line
+    page = (tmp_path / "out/summary.md").read_text()
+    assert "‹U+001B›]0;owned‹U+0007› \\<b> \\| a \\| [x\\](http://y) \\`z\\`" in page
+    shown = markdown([("environment", "success"), ("a|b", "–")], "m_1 \x1b", [])
+    assert shown.splitlines() == [
+        r"# m\_1 ‹U+001B›",
+        "",
+        "| environment | success |",
+        "| --- | --- |",
+        r"| a\|b | – |",
+        "",
+    ]
 
 
 def test_negative_horizons_are_refused_with_the_value():
