@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import transformers
 import trl
+from learner_vs_trl_common import filled, peak_kib, say
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
@@ -152,36 +153,18 @@ def fit(one: GRPOTrainer, work: dict[str, Any]) -> list[int]:
     """Choose texts so that the prompt, an observation and a turn have exactly the tokens wanted. -> the turn's ids."""
     one._batch_environments = [None]
 
-    def prompt(text: str) -> list[int]:
-        return one._tokenize_prompts([[{"role": "user", "content": text}]])[0][0]
+    def prompt(text: str) -> int:
+        return len(one._tokenize_prompts([[{"role": "user", "content": text}]])[0][0])
 
-    def told(text: str) -> list[int]:
-        return one._get_tool_suffix_ids([{"role": "tool", "name": "look", "content": text}])
+    def told(text: str) -> int:
+        return len(one._get_tool_suffix_ids([{"role": "tool", "name": "look", "content": text}]))
 
     def turn(text: str) -> list[int]:
         call = json.dumps({"name": "look", "arguments": {"place": text}})
         return one.processing_class(f"<tool_call>\n{call}\n</tool_call><|im_end|>")["input_ids"]
 
     WORLD.update(prompt=filled(prompt, work["prompt"]), told=filled(told, work["observed"]))
-    return turn(filled(turn, work["sampled"]))
-
-
-def filled(encode: Callable[[str], list[int]], length: int) -> str:
-    """So many words as make `length` ids: a word more is an id more."""
-    text = "a" + " a" * (length - len(encode("a")))
-    if len(encode(text)) != length:
-        raise SystemExit(f"{length} ids cannot be made of words: {len(encode('a'))} are there with one")
-    return text
-
-
-def peak_kib() -> int:
-    """The most memory this process has held. Not `ru_maxrss`, which begins with that of whoever started it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
-def say(word: str, told: dict[str, Any]) -> None:
-    print(word, json.dumps(told), flush=True)
+    return turn(filled(lambda text: len(turn(text)), work["sampled"]))
 
 
 if __name__ == "__main__":

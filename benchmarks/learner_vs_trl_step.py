@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import gymnasium
 import torch
 import transformers
+from learner_vs_trl_common import filled, peak_kib, say
 
 from agentgym import AgentEnv, Rubric, Task, TaskSet, register
 from agentgym.engines.causal import CausalLM, load_model, load_tokenizer
@@ -133,24 +133,6 @@ def fit(policy: LocalPolicy, work: dict[str, Any]) -> None:
 
     World.tasks = TaskSet({"train": [Task(filled(observed, work["prompt"]), "")]})
     World.told = filled(lambda text: observed("a", text), work["observed"])
-
-
-def filled(length_of: Callable[[str], int], length: int) -> str:
-    """So many words as make `length` ids: a word more is an id more."""
-    text = "a" + " a" * (length - length_of("a"))
-    if length_of(text) != length:
-        raise SystemExit(f"{length} ids cannot be made of words: {length_of('a')} are there with one")
-    return text
-
-
-def peak_kib() -> int:
-    """The most memory this process has held. Not `ru_maxrss`, which begins with that of whoever started it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
-def say(word: str, told: dict[str, Any]) -> None:
-    print(word, json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from agentgym.cli.show import find_run
 from agentgym.cli.versions import versions
 from agentgym.errors import ConfigError
 from agentgym.evaluation.conditioning import conditioning
-from agentgym.evaluation.figures import Evaluation
+from agentgym.evaluation.figures import Evaluation, forward_flops
 from agentgym.evaluation.hazard import hazard
 from agentgym.evaluation.horizon import half_horizon, success_curve
 from agentgym.evaluation.run import arguments, choose_tasks, evaluate
@@ -159,8 +159,7 @@ async def _played(config: HorizonConfig, policies: Mapping[str, Policy], store: 
 
 def _spent(store: Store, sizes: Mapping[str, int | None]) -> Figures:
     """What all episodes of the policies came to, planted errors and maps included; `sizes` are their parameters. FLOPs
-    are two for each parameter and token (Kaplan et al. 2020, arXiv:2001.08361, section 2.1, without attention); None
-    where tokens are of a policy whose size is not known, or no size is."""
+    are None where tokens are of a policy whose size is not known, or no size is."""
     of_run = {run: size for run in store.runs() for when, size in sizes.items() if run.partition("-")[0] == when}
     tokens, unsized, num_turns, flops = NONE, NONE, 0, 0.0
     for run, size in of_run.items():
@@ -169,7 +168,7 @@ def _spent(store: Store, sizes: Mapping[str, int | None]) -> Figures:
             tokens += spent
             unsized += spent if size is None else NONE
             num_turns += len(episode.turns)
-            flops += 2.0 * (size or 0) * spent.total
+            flops += forward_flops(size or 0, spent)
     known = flops if any(sizes.values()) and not unsized.total else None
     return {"num_turns": num_turns, "prompt_tokens": tokens.prompt, "sampled_tokens": tokens.sampled, "flops": known}
 
@@ -207,7 +206,6 @@ class _Measured:
             "split": config.split, "seed": config.seed, "progress": self.bar(name),
             "concurrency": 1 if config.policy.model == "human" else config.concurrency,
             "steady": not hasattr(self.policy, "aclose"), "plan": config.policy.plan,
-            "num_parameters": size_of(config.policy, self.policy),
         }  # fmt: skip
 
     async def _planted(self, history: float) -> Figures:

@@ -127,8 +127,8 @@ class Meter:
         self._dearest = self._dearest.at_least(tokens)
         self._slowest_s = max(self._slowest_s, sum(turn.policy_s + turn.env_s for turn in episode.turns))
 
-    async def within(self, work: Coroutine[Any, Any, Any]) -> bool:
-        """Do it until it is done or the budget is spent; whether it is done."""
+    async def within(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Do it until it is done or the budget is spent."""
         left_s = None if self.budget.max_time is None else max(0.0, self.budget.max_time - monotonic() + self._began)
         task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self.is_spent.wait())
         try:
@@ -140,7 +140,6 @@ class Meter:
             await asyncio.gather(task, stop, return_exceptions=True)
         if not task.cancelled():
             task.result()
-        return not task.cancelled()
 
     async def reserve(self, most: Tokens, *, waits: bool) -> None:
         """Wait until a reply that costs at most this fits beside those under way; for ever, where it never will. One

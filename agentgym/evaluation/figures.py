@@ -121,8 +121,7 @@ def summarise(
     env_id: str, split: str, episodes: Iterable[Episode], *, num_planned: int | None = None, num_cut: int = 0,
     budget: Budget | None = None, num_parameters: int | None = None,
 ) -> Evaluation:  # fmt: skip
-    """The figures of a set of episodes; without `num_planned`, they are all that was planned. FLOPs are two for each
-    parameter and token, prompts included (Kaplan et al. 2020, arXiv:2001.08361, section 2.1, without attention)."""
+    """The figures of a set of episodes; without `num_planned`, they are all that was planned."""
     episodes = list(episodes)
     scored = [e for e in episodes if e.counts]
     tokens = sum((e.tokens for e in episodes), NONE)
@@ -142,10 +141,16 @@ def summarise(
         mean_turns=sum(len(e.turns) for e in scored) / max(len(scored), 1),
         tokens=tokens, seconds=sum(turn.policy_s + turn.env_s for e in episodes for turn in e.turns),
         cost=budget.cost(tokens) if budget is not None and (tokens.total or not episodes) else None,
-        flops=None if num_parameters is None else 2.0 * num_parameters * tokens.total,
+        flops=None if num_parameters is None else forward_flops(num_parameters, tokens),
         calibration=calibration_of(scored),
         minutes=time_horizon(runs) if len({run.minutes for run in runs}) > 1 else None,
     )  # fmt: skip
+
+
+def forward_flops(num_parameters: int, tokens: Tokens) -> float:
+    """Two for each parameter and token, prompts included (Kaplan et al. 2020, arXiv:2001.08361, section 2.1, without
+    attention)."""
+    return 2.0 * num_parameters * tokens.total
 
 
 def _causes(episodes: Iterable[Episode]) -> tuple[Cause, ...]:
