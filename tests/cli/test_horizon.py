@@ -1,4 +1,5 @@
 import json
+import signal
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -176,6 +177,10 @@ def test_what_was_interrupted_goes_on_with_the_flags_that_were_given(here, tmp_p
         "import signal\ndef reply(messages):\n    signal.raise_signal(signal.SIGINT)\n    return 'no'\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    done = here(*LOOKUP, "--model", "impatient:reply", "--output", "x")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        done = here(*LOOKUP, "--model", "impatient:reply", "--output", "x")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert done.returncode == 130, done.stderr
     assert done.stderr.splitlines()[-1].endswith("--model impatient:reply --output x --resume")
