@@ -8,7 +8,7 @@ endif
 BIN := $(VENV)/bin
 
 train: $(VENV)/.agentgym ; $(BIN)/agentgym train $(ENV) $(ARGS)
-test: $(VENV)/.agentgym ; $(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+test: $(VENV)/.agentgym ; $(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 prove: $(VENV)/.agentgym ; PYTHONPATH=tests $(BIN)/pytest -q -p prove $(ARGS)
 lint: $(VENV)/.agentgym
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports

@@ -237,10 +237,15 @@ def data(request: pytest.FixtureRequest) -> Path:
 ALONE = ("sandboxes/", "cli/test_sandbox", *(f"envs/test_{name}" for name in ("code", "repair", "shell", "terminal")))
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (pytest -n), a file stays together, and so do all that use sandboxes."""
-    root = Path(__file__).parent
-    for item in items:
-        name = item.path.relative_to(root).as_posix()
-        item.add_marker(pytest.mark.xdist_group("sandboxes" if name.startswith(ALONE) else name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several workers (pytest -n), a file stays together, and so do all that use sandboxes. (pytest-xdist's own
+    groups are lost under pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            name = nodeid.partition("::")[0].removeprefix("tests/")
+            return "sandboxes" if name.startswith(ALONE) else name
+
+    return Together(config, log)

@@ -212,7 +212,7 @@ def _sum_up(
         "spent": spent
         and {"prompt_tokens": spent.prompt, "sampled_tokens": spent.sampled, "cost": config.budget.cost(spent)},
         "seconds_total": seconds,
-        "versions": dict(versions()),
+        "versions": versions(),
         "config": as_dict(config),
     }
     text = json.dumps(summary, indent=2)

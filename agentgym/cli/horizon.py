@@ -127,7 +127,7 @@ def _policies(config: HorizonConfig) -> dict[str, Policy]:
 def _sum_up(config: HorizonConfig, folder: Path, found: Figures, began_s: float) -> int:
     """The summary, the report, and what the terminal shows of them."""
     seconds = {"seconds_total": time.monotonic() - began_s}
-    made_with = {"versions": dict(versions()), "config": as_dict(config)}
+    made_with = {"versions": versions(), "config": as_dict(config)}
     summary = {"command": "horizon", "seed": config.seed, **found, **seconds, **made_with}
     write(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     report = write_report(folder)

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import MappingProxyType
 
 PACKAGES = ("agentgym", "torch", "transformers", "tokenizers", "gymnasium", "numpy", "reasoning-gym")
 
 
-@cache
-def versions() -> Mapping[str, str | None]:
+def versions() -> dict[str, str | None]:
     """Package -> version (None: not installed), Python's, and the git commit of a clone. Imports none of them."""
-    found = {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}, "commit": commit()}
-    return MappingProxyType(found)
+    return {"python": platform.python_version(), **{name: installed(name) for name in PACKAGES}, "commit": commit()}
 
 
 def installed(package: str) -> str | None:
@@ -28,6 +24,7 @@ def installed(package: str) -> str | None:
         return None
 
 
+@cache
 def commit() -> str | None:
     """The clone's commit, with `+changes` where tracked files differ from it; None where this is no clone."""
     root = Path(__file__).resolve().parents[2]
