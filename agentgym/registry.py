@@ -5,12 +5,14 @@ loads no plug-ins itself. An environment's module is imported when it is made, n
 
 from __future__ import annotations
 
+import inspect
 import warnings
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import gymnasium
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.error import UnregisteredEnv
 
 from agentgym.errors import ConfigError, nearest
@@ -54,11 +56,15 @@ def list_envs() -> list[EnvSpec]:
 
 
 def make(id: str, **kwargs: Any) -> gymnasium.Env:
-    """`gymnasium.make`, whose unknown ids are a ConfigError with the nearest known one.
+    """`gymnasium.make`, whose unknown ids and settings are a ConfigError with the nearest known one.
 
     "module:namespace/Name-v0" imports the module first."""
     try:
         return gymnasium.make(id, **kwargs)
+    except TypeError as error:
+        if not kwargs:
+            raise
+        raise _misfit(id.rpartition(":")[2], kwargs, error) from error
     except (UnregisteredEnv, ModuleNotFoundError) as error:
         known = [spec.id for spec in list_envs()]
         name = id.rpartition(":")[2]
@@ -67,3 +73,18 @@ def make(id: str, **kwargs: Any) -> gymnasium.Env:
         raise ConfigError(
             f"no environment {id!r}{nearest(name, known)} `agentgym list` shows all {len(known)}"
         ) from error
+
+
+def _misfit(name: str, given: Mapping[str, Any], error: TypeError) -> ConfigError:
+    """Which of the settings that were given an environment does not have, or else what its constructor says."""
+    entry_point: Any = gymnasium.spec(name).entry_point
+    creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    settings = inspect.signature(creator).parameters
+    known = {*settings, *inspect.signature(gymnasium.make).parameters}
+    if not any(each.kind is each.VAR_KEYWORD for each in settings.values()):
+        for setting in given.keys() - known:
+            close = nearest(setting, settings)
+            return ConfigError(f"{name} has no setting {setting!r}{close} It has {', '.join(settings)}")
+    values = ", ".join(f"{setting}={value!r}" for setting, value in given.items())
+    reason = str(error).partition(" was raised from")[0]
+    return ConfigError(f"{name} cannot be made with {values}: {reason}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -45,6 +46,22 @@ def test_an_unknown_id_names_the_nearest():
         agentgym.make("agentgym/Lokup-v0")
     with pytest.raises(ConfigError, match="no environment 'no_such_module:acme/Door-v0'"):
         agentgym.make("no_such_module:acme/Door-v0")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"hrizon": 2},
+            "agentgym/Lookup-v0 has no setting 'hrizon'; did you mean 'horizon'? It has horizon,",
+        ),
+        ({"split": 3}, "agentgym/Lookup-v0 cannot be made with split=3: "),
+        ({"horizon": None, "max_episode_steps": 5}, "agentgym/Lookup-v0 cannot be made with horizon=None, max_epi"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_named(settings, words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        agentgym.make("agentgym/Lookup-v0", **settings)
 
 
 def test_a_module_may_be_named_in_the_id():

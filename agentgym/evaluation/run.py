@@ -147,12 +147,7 @@ def choose_tasks(
 
 
 def _made(env_id: str, env_kwargs: Mapping[str, Any]) -> AgentEnv:
-    try:
-        env = make(env_id, **env_kwargs)
-    except TypeError as error:
-        reason = str(error).partition(" was raised from")[0]
-        given = ", ".join(f"{name}={value!r}" for name, value in env_kwargs.items())
-        raise ConfigError(f"{env_id} cannot be made with {given}: {reason}") from error
+    env = make(env_id, **env_kwargs)
     if not isinstance(env.unwrapped, AgentEnv):
         env.close()
         raise ConfigError(f"{env_id} is no agentgym.AgentEnv: it has no tasks to evaluate on")

@@ -138,7 +138,7 @@ def test_resuming_with_another_seed_is_refused_with_both(here):
         (("agentgym/Door-v0", "--model", "glod"), "did you mean 'gold'?"),
         (("agentgym/Door-v0", "--model", "./no/such/model"), "no/such/model"),
         (("agentgym/Door-v0", "--split", "tset"), "did you mean 'test'?"),
-        (("agentgym/Door-v0", "--horizon", "3"), "cannot be made with split='test', horizon=(3,)"),
+        (("agentgym/Door-v0", "--horizon", "3"), "agentgym/Door-v0 has no setting 'horizon'. It has split, max_turns"),
         (("agentgym/Door-v0", "--set", "difficulty"), "write name=value"),
         (("agentgym/Door-v0", "--limit", "0"), "--limit 0: give at least 1"),
         (("agentgym/Door-v0", "--temperature", "-1"), "--temperature -1.0: give 0 (greedy) or more"),

@@ -114,7 +114,7 @@ def test_settings_that_cannot_be_measured_are_refused(given, complaint):
 def test_an_environment_without_the_dial_is_refused_before_anything_is_written(here, tmp_path):
     done = here("horizon", "agentgym/Door-v0", "--model", "gold")
     assert done.returncode == 2
-    assert "unexpected keyword argument 'horizon'" in done.stderr
+    assert "agentgym/Door-v0 has no setting 'horizon'" in done.stderr
     assert not (tmp_path / "runs").exists()
 
 
