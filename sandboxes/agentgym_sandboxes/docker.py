@@ -11,6 +11,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,6 +39,7 @@ COMMON_IMAGE = "python:3.12-slim"
 CALL_S = 120
 BUILD_S = 3600.0
 HEADER = struct.Struct(">BxxxI")  # of the engine's multiplexed stream
+KILLED = ("137", "143")  # exit codes
 T = TypeVar("T")
 
 
@@ -140,7 +142,7 @@ class Docker:
             try:
                 hello = await wire.boot(spec.limits)
             except SandboxLost:
-                if link.never_spoke:
+                if link.never_spoke and not await container.was_killed():
                     raise _NoPython from None
                 raise
             return DockerBox(container, wire, spec, hello["shell"].decode())
@@ -263,6 +265,7 @@ class _Container:
     def __init__(self, backend: Docker) -> None:
         self.backend = backend
         self.id = ""
+        self.made_s = time.time()
 
     @property
     def api(self) -> Any:
@@ -299,6 +302,17 @@ class _Container:
             return await self.backend.call(self.api.inspect_container, self.id)
         except SandboxLost:
             return None
+
+    async def was_killed(self) -> bool:
+        """Whether its first process was ended from outside. The engine tells it even of a container that is gone."""
+
+        def code() -> str | None:
+            asked = {"container": self.id, "event": "die"}
+            told = self.api.events(since=int(self.made_s), until=int(time.time()) + 2, filters=asked, decode=True)
+            with contextlib.closing(told):
+                return next((event["Actor"]["Attributes"]["exitCode"] for event in told), None)
+
+        return await self.backend.call(code) in (None, *KILLED)
 
     async def diagnose(self, what: str) -> AgentGymError:
         try:

@@ -22,6 +22,7 @@ from agentgym_sandboxes.inside.commands import Capture
 
 HEADER = struct.Struct(">BxxxI")
 DRAIN_S = 5.0
+ENGINES_OWN = (126, 127, 137)  # exit codes that may be the engine's word on a container that ended, not the command's
 
 
 class ExecBox:
@@ -102,7 +103,9 @@ class ExecBox:
                 break
             await asyncio.sleep(0.01)
         code = found["ExitCode"]
-        if code in (None, 137) and ((state := await self.container.inspect()) is None or not state["State"]["Running"]):
+        if code in (None, *ENGINES_OWN) and (
+            (state := await self.container.inspect()) is None or not state["State"]["Running"]
+        ):
             raise await self.container.diagnose("the command ended with its container")
         return 137 if code is None else code
 

@@ -17,14 +17,65 @@ from pathlib import Path
 
 import pytest
 from agentgym_sandboxes import hosts, owners
-from agentgym_sandboxes.docker import Docker
+from agentgym_sandboxes.docker import Docker, _Container
 
 from agentgym import ConfigError
 from agentgym.errors import InfrastructureError
 from agentgym.loop import run_sync
-from agentgym.sandbox import MIB, EngineUnreachable, Limits, Sandbox, Spec
+from agentgym.sandbox import MIB, EngineUnreachable, Limits, Sandbox, SandboxLost, Spec
 
 SMALL = Spec(limits=Limits(memory_bytes=64 * MIB))
+
+
+@contextlib.contextmanager
+def created(monkeypatch, then) -> Iterator[None]:
+    """While it lasts, `then` is done to every container that has just been started."""
+    create = _Container.create
+
+    def creating(container, *how):
+        attached = create(container, *how)
+        then(container)
+        return attached
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Container, "create", creating)
+        yield
+
+
+def test_a_container_killed_before_it_speaks_is_lost_and_says_nothing_of_its_image(docker_backend, monkeypatch):
+    backend = Docker(docker_backend.default_image())
+    with created(monkeypatch, lambda container: container.api.kill(container.id)), pytest.raises(SandboxLost):
+        Sandbox(backend, SMALL).sync.start()
+    sandbox = Sandbox(backend, SMALL)
+    assert sandbox.sync.exec("echo on").carrier == "agent"
+    sandbox.sync.close()
+
+
+def test_a_python_too_old_to_speak_is_as_none(busybox_image, docker_backend):
+    api = docker_backend.client.api
+    script = "mkdir -p /usr/bin; printf '#!/bin/sh\\nexit 1\\n' > /usr/bin/python3; chmod +x /usr/bin/python3"
+    made = api.create_container(busybox_image, ["sh", "-c", script])["Id"]
+    api.start(made)
+    api.wait(made)
+    api.commit(made, "agentgym-test/old-python")
+    api.remove_container(made)
+    sandbox = Sandbox(Docker("agentgym-test/old-python"), SMALL)
+    assert (sandbox.sync.exec("echo on").carrier, sandbox.sync.exec("python3").exit_code) == ("exec", 1)
+    sandbox.sync.close()
+    api.remove_image("agentgym-test/old-python")
+
+
+@pytest.mark.parametrize("command", [["no-such-program"], ["sleep", "5"]])
+def test_a_container_without_python_killed_under_a_command_is_lost_whatever_the_engine_says(
+    busybox_image, docker_backend, command
+):
+    for _ in range(5):  # the engine's last words depend on the moment
+        sandbox = Sandbox(Docker(busybox_image), SMALL)
+        sandbox.sync.start()
+        docker_backend.client.api.kill(sandbox._box.id)
+        with pytest.raises(SandboxLost):
+            sandbox.sync.exec(command)
+        sandbox.sync.close()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from agentgym import ConfigError, Outcome
+from agentgym import ConfigError, InfrastructureError, Outcome
 from agentgym.loop import at_home
 from agentgym.sandbox import Backend, ExecResult, Sandbox, SandboxExhausted, Spec
 from agentgym.sandbox.shipped import LOADER, packed, shipped
@@ -148,9 +148,12 @@ async def _is_clean(sandbox: Sandbox) -> bool:
 
 
 def read(result: ExecResult) -> Verdict:
-    """Raises ConfigError where the image cannot judge; whatever else went wrong is the judged program's doing."""
-    if result.exit_code in (126, 127):
+    """Raises ConfigError where the image cannot judge, InfrastructureError where the judge did not begin; whatever else
+    went wrong is the judged program's doing."""
+    if result.exit_code == 127:
         raise ConfigError("the sandbox's image has no python3, and programs are judged by one; give another --image")
+    if result.exit_code == 126:
+        raise InfrastructureError(f"the judge could not be started: {result.stderr.strip()[-300:]}")
     if result.exit_code not in (0, 1) or result.timed_out:
         return NOTHING
     try:
