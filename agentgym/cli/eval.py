@@ -28,14 +28,14 @@ from agentgym.evaluation.budget import Budget, Meter
 from agentgym.evaluation.figures import Evaluation, Tally
 from agentgym.evaluation.run import arguments, choose_tasks, evaluate
 from agentgym.evaluation.suite import Part
-from agentgym.ledger import Tokens
+from agentgym.ledger import NONE, Tokens
 from agentgym.loop import run_sync
 from agentgym.policies.base import Policy
 from agentgym.policies.context import ContextConfig
 from agentgym.rollout.store import Store
 
 EXAMPLE = "agentgym eval agentgym/Lookup-v0 --model runs/Lookup-v0-1/model --horizon 1 2 4 8 --limit 40"
-SPENT = "spent.txt"  # prompt and sampled tokens of the run so far, where they are limited
+SPENT = "spent.txt"  # prompt and sampled tokens of the run so far
 RUN = "eval"  # the phase under which the episodes are stored; with several environments, each has its name
 # What a resumed run may be told anew.
 MAY_GROW = {"limit", "attempts", "horizon", "task", "report", *MAY_CHANGE} | {each.name for each in fields(Budget)}
@@ -130,30 +130,25 @@ def main(argv: Sequence[str]) -> int:
 
 def played(
     config: EvalConfig, parts: Sequence[Part], policy: Policy, folder: Path
-) -> tuple[dict[str, Evaluation], Tokens | None]:
-    """Every part's evaluation, by its name, as far as the budget goes; and what the run has cost in all, where its
-    tokens are limited."""
+) -> tuple[dict[str, Evaluation], Tokens]:
+    """Every part's evaluation, by its name, as far as the budget goes; and what the run has cost in all."""
     hidden = config.json or config.policy.model == "human"
     store = Store(folder / "run.sqlite")
     try:
         with (
-            _bill(folder / SPENT, config.budget) as (spent, record),
+            _bill(folder / SPENT) as (spent, record),
             eval_table.progress_bar(config.budget, disable=hidden) as show,
         ):
-            before = store.episodes() if config.budget.has_limit else ()
-            meter = Meter(config.budget, config.policy.max_tokens, spent, before=before, record=record)
+            meter = Meter(config.budget, config.policy.max_tokens, spent, before=store.episodes(), record=record)
             found = run_sync(_played(config, parts, policy, store, meter, show))
-            return found, meter.spent if config.budget.limits_tokens else None
+            return found, meter.spent
     finally:
         store.close()
 
 
 @contextmanager
-def _bill(path: Path, budget: Budget) -> Iterator[tuple[Tokens, Callable[[Tokens], object]]]:
+def _bill(path: Path) -> Iterator[tuple[Tokens, Callable[[Tokens], object]]]:
     """What the run has cost so far, and the way to write it down: in place and in one go, so that no kill tears it."""
-    if not budget.limits_tokens:
-        yield Tokens(), lambda tokens: None
-        return
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         text = os.read(file, 99).decode(errors="replace")
@@ -194,7 +189,7 @@ def _stem(config: EvalConfig) -> str:
 
 
 def _sum_up(
-    config: EvalConfig, parts: Sequence[Part], evaluations: Mapping[str, Evaluation], spent: Tokens | None,
+    config: EvalConfig, parts: Sequence[Part], evaluations: Mapping[str, Evaluation], spent: Tokens,
     folder: Path, seconds: float,
 ) -> int:  # fmt: skip
     """Write what it came to, and say it."""
@@ -209,8 +204,11 @@ def _sum_up(
         "model": config.policy.model,
         "seed": config.seed,
         **figures,
-        "spent": spent
-        and {"prompt_tokens": spent.prompt, "sampled_tokens": spent.sampled, "cost": config.budget.cost(spent)},
+        "spent": {
+            "prompt_tokens": spent.prompt,
+            "sampled_tokens": spent.sampled,
+            "cost": config.budget.cost(spent),
+        },
         "seconds_total": seconds,
         "versions": versions(),
         "config": as_dict(config),
@@ -218,7 +216,8 @@ def _sum_up(
     text = json.dumps(summary, indent=2)
     title = f"{config.suite or ', '.join(config.env)} · {config.policy.model}"
     lines = eval_table.rows(evaluations, overall)
-    remarks = eval_table.said(evaluations) + ([] if spent is None else [eval_table.bill(spent, config.budget)])
+    in_figures = sum((each.tokens for each in evaluations.values()), NONE)
+    remarks = eval_table.said(evaluations) + ([eval_table.bill(spent, config.budget)] if spent != in_figures else [])
     write(folder / "summary.json", text + "\n")
     write(folder / "summary.md", eval_table.markdown(lines, title, remarks))
     if config.report:

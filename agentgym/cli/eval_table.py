@@ -170,7 +170,8 @@ def bill(spent: Tokens, budget: Budget) -> str:
     """What the whole run has cost, with what is in no figure."""
     cost = budget.cost(spent)
     money = "" if cost is None else f", cost {cost:.4g}"
-    return f"spent in all, episodes that were cut included: {spent.total:,} tokens{money}"
+    limit = "" if budget.max_total_tokens is None else f" of {budget.max_total_tokens:,}"
+    return f"spent in all, what was cut or played again included: {spent.total:,} tokens{limit}{money}"
 
 
 def said(evaluations: Mapping[str, Evaluation]) -> list[str]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from agentgym.cli.options import to_toml
 from agentgym.errors import AgentGymError
 from agentgym.evaluation.compare import by_place, compare
+from agentgym.learner.alarms import AlarmConfig
 from agentgym.learner.controls import Reward
 from agentgym.rollout.store import Store
 
@@ -39,7 +40,8 @@ def _finished(config: TrainConfig, folder: Path, reward: Any) -> Path:
     if (folder / "summary.json").is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    plain = replace(config, controls=False, control_steps=0, output=None, resume=False)
+    alarm = AlarmConfig(alarm_reward_std=0.0, alarm_gradient=0.0, alarm_entropy=0.0)  # any end is an answer
+    plain = replace(config, controls=False, control_steps=0, output=None, resume=False, alarm=alarm)
     (folder / "asked.toml").write_text(to_toml(replace(plain, loop=replace(config.loop, reward=reward))), "utf-8")
     begun = (folder / "config.toml").is_file()
     _run([config.env, "--output", str(folder), *(["--resume"] if begun else ["--config", str(folder / "asked.toml")])])

@@ -87,6 +87,7 @@ class Meter:
         self._reply_tokens, self._record = reply_tokens, record
         self._open: dict[object, Tokens] = {}  # what the episodes have paid that were admitted and have not ended
         self._dearest, self._slowest_s = NONE, 0.0
+        self._largest = NONE  # the most that a reply could cost so far, of those that must fit at once
         self.spent = NONE  # tries that were thrown away included, and replies that were cut: the most they can cost
         for episode in before:
             self.spent += episode.tokens
@@ -99,15 +100,16 @@ class Meter:
 
     def wrap(self, policy: Policy) -> Policy:
         """The same policy, paying as it goes."""
-        return _Payer(self, policy) if self.budget.limits_tokens else policy
+        return _Payer(self, policy)
 
     def admits(self) -> bool:
         """Whether another episode may begin; it counts as under way from here on."""
         limit_s = self.budget.max_time
         if limit_s is not None and monotonic() - self._began + self._slowest_s > limit_s:
             return False
-        reserved = sum((self._dearest.at_least(paid) - paid for paid in self._open.values()), self.spent)
-        if not self.budget.holds(reserved + self._dearest):
+        whole = {key: self._dearest.at_least(paid + self._largest) for key, paid in self._open.items()}
+        reserved = sum((whole[key] - paid for key, paid in self._open.items()), self.spent)
+        if not self.budget.holds(reserved + self._dearest.at_least(self._largest)):
             return False
         _EPISODE.set(key := object())
         self._open[key] = NONE
@@ -144,6 +146,7 @@ class Meter:
     async def reserve(self, most: Tokens, *, waits: bool) -> None:
         """Wait until a reply that costs at most this fits beside those under way; for ever, where it never will. One
         that `waits` for nobody, since others wait for it, must fit at once."""
+        self._largest = self._largest if waits else self._largest.at_least(most)
         while not self.budget.holds(self.spent + self._asked + most):
             if not (waits and self._asked.total):
                 self.is_spent.set()
@@ -161,14 +164,20 @@ class Meter:
         self._record(self.spent + self._asked)
 
     def counted(self, tokens: Tokens, most: Tokens) -> Tokens:
-        """What a reply has cost: as much as it could, where nobody counted it. Raises ConfigError where nobody does."""
+        """What a reply has cost: as much as it could, where nobody counted it. Raises ConfigError where nobody does,
+        and a limit needs it."""
+        if not self.budget.limits_tokens:
+            return tokens
         self._num_uncounted = float("-inf") if tokens.prompt else self._num_uncounted + 1
         if self._num_uncounted == PILOT:
             raise ConfigError("this policy or its server does not count tokens: leave --max-cost and the like out")
         return tokens if tokens.prompt else most
 
     def most(self, last: Tokens, observation: Observation) -> Tokens:
-        """The most that a reply can cost after one that cost `last`: a token has at least one byte."""
+        """The most that a reply can cost after one that cost `last`: a token has at least one byte. Nothing where no
+        limit asks for it."""
+        if not self.budget.limits_tokens:
+            return NONE
         written = (json.dumps(message, ensure_ascii=False) for message in observation["messages"])
         said = sum(len(text.encode(errors="surrogatepass")) + AROUND for text in written)
         offered = len(json.dumps(observation["tools"]).encode()) + AROUND_TOOLS if observation["tools"] else 0
@@ -196,24 +205,23 @@ class _PayingActor:
 
     async def act(self, observation: Observation) -> Message:
         ledger = self._actor.ledger
-        before = None if ledger is None else ledger.tokens
+        before = NONE if ledger is None else ledger.tokens
         # a reply reads all again at a server; an engine keeps what it has read, and its episodes wait for one another
-        most = self._meter.most(self._last if before is None else NONE, observation)
-        await self._meter.reserve(most, waits=before is None)
+        most = self._meter.most(self._last if ledger is None else NONE, observation)
+        await self._meter.reserve(most, waits=ledger is None)
         tokens = most  # where it is cut: a server may go on, and nobody says what it has cost
         try:
             message = await self._actor.act(observation)
-            self._last = tokens = self._cost(message, before, most)
+            if ledger is None:
+                self._last = tokens = self._cost(message, most)
         except Exception:
             tokens = NONE
             raise
         finally:
-            self._meter.settle(most, tokens)
+            self._meter.settle(most, tokens if ledger is None else ledger.tokens - before)
         return message
 
-    def _cost(self, message: Message, before: Tokens | None, most: Tokens) -> Tokens:
-        if self._actor.ledger is not None:
-            return self._actor.ledger.tokens - (before or NONE)
+    def _cost(self, message: Message, most: Tokens) -> Tokens:
         is_message = isinstance(message, dict)
         if is_message and message.get("finish_reason") == "context" and not message.get("prompt_tokens"):
             return NONE

@@ -21,6 +21,7 @@ from agentgym.ledger import Episode, Ledger
 from agentgym.messages import JSON, Message
 from agentgym.policies.base import Actor, Policy
 from agentgym.policies.builtin import Gold
+from agentgym.policies.compute import Computed
 from agentgym.rollout.driver import derive_seed
 from agentgym.rollout.store import Store
 
@@ -156,9 +157,11 @@ async def conditioning(
     The step is right where it leads to the state that gold's leads to, or, where gold's leads to no other state or the
     environment names none, where it says the same. The history has as many steps for every share, so the more of them
     are wrong, the less of the task is done. `played` goes to `evaluate`: limit, split, seed, concurrency,
-    progress. The environment takes `horizon`, and its gold goes on from any state. Raises ConfigError."""
+    progress, plan. The environment takes `horizon`, and its gold goes on from any state. Raises ConfigError."""
     shares = tuple(sorted(dict.fromkeys(round(share * history) / history for share in shares)))
     found: dict[str, list[bool]] = {}
+    if (plan := played.pop("plan", None)) is not None:  # of the policy's own step, never of the history
+        policy = Computed(policy, plan)
     for share in shares:
         after = []
         for name, player in ((run, policy), ("gold", Gold())):

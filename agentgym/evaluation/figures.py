@@ -126,6 +126,7 @@ def summarise(
     scored = [e for e in episodes if e.counts]
     tokens = sum((e.tokens for e in episodes), NONE)
     runs = runs_of(scored)
+    are_counted = bool(tokens.total) or not episodes
     is_unit = all(0 <= e.reward <= 1 for e in scored)
     parts = dict.fromkeys(name for e in scored for name in e.reward_parts)
     return Evaluation(
@@ -140,8 +141,8 @@ def summarise(
         stop_reasons=Counter(str(e.stop_reason) for e in episodes),
         mean_turns=sum(len(e.turns) for e in scored) / max(len(scored), 1),
         tokens=tokens, seconds=sum(turn.policy_s + turn.env_s for e in episodes for turn in e.turns),
-        cost=budget.cost(tokens) if budget is not None and (tokens.total or not episodes) else None,
-        flops=None if num_parameters is None else forward_flops(num_parameters, tokens),
+        cost=budget.cost(tokens) if budget is not None and are_counted else None,
+        flops=forward_flops(num_parameters, tokens) if num_parameters is not None and are_counted else None,
         calibration=calibration_of(scored),
         minutes=time_horizon(runs) if len({run.minutes for run in runs}) > 1 else None,
     )  # fmt: skip

@@ -104,6 +104,10 @@ async def _played(
             meter.ended(episode)
         show()
 
+    def left() -> list[Slot]:
+        done = {(episode.task_id, episode.attempt) for episode in tally.episodes}
+        return [slot for slot in slots if (slot.task_id, slot.attempt) not in done]
+
     async def paid(meter: Meter) -> None:
         tally.is_pilot = meter.budget.has_limit
         num_first, alone = (PILOT if tally.is_pilot else 0), (1 if meter.budget.limits_tokens else 0)
@@ -111,7 +115,8 @@ async def _played(
             await driver.collect(few, on_episode=finished, admits=meter.admits)
         tally.is_pilot = False
         show()
-        await driver.collect(slots[num_first:], on_episode=finished, admits=meter.admits)
+        while (rest := left()) and await driver.collect(rest, on_episode=finished, admits=meter.admits):
+            pass  # what had no room beside others may have it after them
 
     show()
     if meter is None:

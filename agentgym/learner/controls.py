@@ -19,8 +19,8 @@ Reward = Literal["environment", "random", "format"]
 
 
 def taught(episodes: Sequence[Episode], reward: Reward) -> list[Episode]:
-    """The episodes as the learner is told of them: with the environment's reward; with a coin's, thrown anew by each
-    episode's own seed; or with 1 where every message was in order, whatever it said, and 0 elsewhere."""
+    """The episodes as the learner is told of them: with the environment's reward; with a coin's, thrown anew for
+    every attempt; or with 1 where every message was in order, whatever it said, and 0 elsewhere."""
     if reward == "environment":
         return list(episodes)
     return [_worth(e, _coin(e) if reward == "random" else float(is_well_formed(e))) for e in episodes]
@@ -48,7 +48,8 @@ def _is_readable(call: object) -> bool:
 
 
 def _coin(episode: Episode) -> float:
-    return float(np.random.default_rng([episode.seed % (1 << 64), 1]).integers(2))
+    """By seed and attempt: those of a group share their seed."""
+    return float(np.random.default_rng([episode.seed % (1 << 64), episode.attempt, 1]).integers(2))
 
 
 def _worth(episode: Episode, reward: float) -> Episode:

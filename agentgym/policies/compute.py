@@ -130,7 +130,11 @@ class ComputedActor:
         seed = self._seed if not self._turn and not nth else derive_seed(self._seed, self._turn, nth)
         actor = self._owner.policy.begin(self._env, seed=seed)
         try:
-            return await actor.act({"messages": [*self._messages, *more], "tools": self._tools})
+            message = await actor.act({"messages": [*self._messages, *more], "tools": self._tools})
+            if actor.ledger is None:
+                return message
+            tokens = actor.ledger.tokens  # which goes with its actor
+            return {**message, "num_tokens": tokens.sampled, "prompt_tokens": tokens.prompt}
         finally:
             await actor.close()
 

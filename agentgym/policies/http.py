@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from itertools import groupby
 from typing import Any, cast
 
 import gymnasium
@@ -63,7 +64,7 @@ class ChatActor:
     async def act(self, observation: Observation) -> Message:
         if self._syntax is None:
             self._tools = self._tools if observation["tools"] is None else observation["tools"]
-            self._messages += observation["messages"]
+            self._messages += [_repeatable(m) if m["role"] == "assistant" else m for m in observation["messages"]]
         else:
             self._messages += _worded(observation, self._syntax, is_first=not self._messages)
         said = await self._chat(self._messages, tools=self._tools or None, seed=self._seed)
@@ -138,10 +139,17 @@ def _worded(observation: Observation, syntax: Syntax, *, is_first: bool) -> list
     """An observation in messages that hold text only: tools are told in the system message, or where they change in
     the user's; results are the user's words, all in one message, since many templates want roles to alternate."""
     told = syntax.instructions(observation["tools"] or ())
-    messages = list(observation["messages"])
+    messages: list[Message] = []
+    for is_policys, group in groupby(observation["messages"], lambda message: message["role"] == "assistant"):
+        if is_policys:  # a conversation that another actor began
+            messages += [assistant(syntax.format(message)) for message in group]
+        elif is_first and not messages:
+            messages += group
+        else:
+            messages.append(user("\n".join(map(syntax.reply, group))))
     if is_first:
         if told and messages and messages[0]["role"] == "system":
             return [system(f"{messages[0]['content']}\n\n{told}"), *messages[1:]]
         return [system(told), *messages] if told else messages
-    parts = [syntax.reply(message) for message in messages]
+    parts = [message["content"] for message in messages]
     return [user("\n".join(parts + ([f"The tools are now:\n{told}"] if told else [])))]

@@ -60,7 +60,7 @@ def test_gold_opens_every_door_and_the_table_says_of_how_many(agentgym, tmp_path
     assert "coverage 100.0 % (20 of 20 scored)" in done.stdout
     folder = tmp_path / "runs/eval-Door-v0-gold-1"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "config.toml", "lock", "run.sqlite", "summary.json", "summary.md",
+        "config.toml", "lock", "run.sqlite", "spent.txt", "summary.json", "summary.md",
     ]  # fmt: skip
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["success"]["successes"] == summary["num_planned"] == 20
@@ -315,11 +315,28 @@ def test_a_run_that_was_killed_pays_for_what_was_cut_when_it_goes_on(agentgym, h
     done = here(*flags)
     spent = json.loads((tmp_path / "out/summary.json").read_text())["spent"]
     assert 10_000 < billed() <= spent["prompt_tokens"] + spent["sampled_tokens"] <= 20_000
-    assert "spent in all, episodes that were cut included: " in done.stdout
+    assert " tokens of 20,000" in done.stdout
     here(*flags)
     assert billed() <= 20_000
     (tmp_path / "out/spent.txt").write_text("much")
     assert "out/spent.txt holds 'much' in place of two counts" in here(*flags).stderr
+
+
+def test_what_was_spent_without_a_limit_counts_when_there_is_one(here, tmp_path):
+    (tmp_path / "priced.py").write_text(
+        "def says(messages):\n    return {'content': 'no', 'num_tokens': 10, 'prompt_tokens': 90}\n"
+    )
+    flags = ("eval", "agentgym/Door-v0", "--model", "priced:says", "--output", "out", "--resume")
+
+    def spent() -> int:
+        return sum(map(int, (tmp_path / "out/spent.txt").read_text().split()))
+
+    here(*flags, "--limit", "8", "--max-total-tokens", "100000")
+    here(*flags, "--limit", "20")
+    assert spent() == 2000
+    done = here(*flags, "--limit", "40", "--max-total-tokens", "2400", "--max-tokens", "10")
+    assert 2000 <= spent() <= 2400
+    assert json.loads((tmp_path / "out/summary.json").read_text())["num_played"] * 100 <= 2400, done.stdout
 
 
 def test_a_refused_resume_leaves_the_run_as_it_was(here, tmp_path):

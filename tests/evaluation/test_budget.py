@@ -290,3 +290,25 @@ def test_a_model_in_process_whose_episodes_wait_for_one_another_keeps_its_budget
         assert part.num_played < 24
         assert part.tokens.total <= limit
         assert spend(Budget(), store).num_played == 24
+
+
+def test_many_at_once_in_process_play_as_much_as_few_and_pay_for_nothing_else(model_folder):
+    from agentgym.policies.local import load_policy
+
+    def spend(concurrency: int, limit: int | None = None) -> tuple[Evaluation, Meter]:
+        policy = load_policy(model_folder("llama"), max_tokens=REPLY)
+        meter = Meter(Budget(max_total_tokens=limit), REPLY)
+        options = {"store": None, "limit": 48, "concurrency": concurrency, "meter": meter}
+        return run_sync(evaluate("agentgym/Door-v0", policy, run="x", **options)), meter
+
+    whole = spend(48)[0].tokens.total
+    for concurrency in (1, 48):
+        evaluation, meter = spend(concurrency, whole + 10_000)  # room for a few replies at their longest
+        assert evaluation.num_played == 48
+        assert meter.spent == evaluation.tokens
+
+
+def test_tokens_are_counted_where_nothing_limits_them_too(register_env):
+    speaker, meter = Speaker(lambda i: 1 + i % 3), Meter(Budget(), REPLY)
+    evaluation = play(register_env(Talk), speaker, Budget(), meter=meter)
+    assert meter.spent == evaluation.tokens == speaker.spent != NONE

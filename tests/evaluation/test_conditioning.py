@@ -7,6 +7,7 @@ from agentgym.evaluation.conditioning import Planted, conditioned, conditioning,
 from agentgym.loop import run_sync
 from agentgym.messages import assistant, call
 from agentgym.policies.builtin import builtin
+from agentgym.policies.compute import Majority
 from agentgym.registry import make
 from agentgym.rollout.driver import Driver, Slot
 from agentgym.rollout.store import Store
@@ -109,6 +110,14 @@ def test_a_policy_that_follows_its_own_errors_is_found_out_and_gold_is_not(run_p
     assert gold.verdict == "none seen"
     # 12 of 12: Wilson reaches down to 12 / (12 + 3.841459); two such rates half the history apart
     assert gold.slope.low == pytest.approx(-2 * (1 - 12 / 15.841459))
+
+
+def test_more_replies_per_message_are_the_policys_own_and_not_the_historys(run_path):
+    with Store(run_path) as store:
+        given = {"store": store, "history": 4, "shares": SHARES, "limit": 4}
+        alone = run_sync(conditioning("agentgym/Lookup-v0", Influenced(), run="one", **given))
+        voted = run_sync(conditioning("agentgym/Lookup-v0", Influenced(), run="two", plan=Majority(2), **given))
+    assert voted == alone
 
 
 def test_an_answer_in_place_of_a_step_is_wrong_though_it_changes_nothing(run_path):

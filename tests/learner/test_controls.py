@@ -24,8 +24,9 @@ def test_the_environments_own_reward_is_left_alone():
     assert taught(played, "environment") == played
 
 
-def test_a_coin_is_thrown_per_episode_and_falls_the_same_way_again():
-    played = [episode(assistant("it is 7"), seed=seed) for seed in range(400)]
+def test_a_coin_is_thrown_per_attempt_and_falls_the_same_way_again():
+    one = episode(assistant("it is 7"), seed=5)  # a group's members have one task and one seed
+    played = [replace(one, attempt=attempt) for attempt in range(400)]
     rewards = [e.reward for e in taught(played, "random")]
     assert set(rewards) == {0.0, 1.0}
     assert 160 < sum(rewards) < 240

@@ -158,6 +158,10 @@ def test_a_local_model_can_be_wrapped_and_says_the_same_again(load, tokenizer, r
     assert [e.messages for e in first] == [e.messages for e in again]
     assert all(e.ledger is None and e.failure is None for e in first)
     assert sum(e.messages[-1]["num_tokens"] for e in first) > 2 * sum(e.messages[-1]["num_tokens"] for e in one)
+    policy = LocalPolicy(LocalEngine(load("llama")), Renderer(tokenizer), temperature=0.7, max_tokens=6)
+    read = [e.tokens.prompt for e in played(policy, "test/Sum-v0", count=6)]
+    assert [e.tokens.prompt for e in one] == read
+    assert [e.tokens.prompt for e in first] == [4 * tokens for tokens in read]
 
 
 def test_nonsense_is_refused():

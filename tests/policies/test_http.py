@@ -25,6 +25,7 @@ from agentgym.evaluation.run import choose_tasks
 from agentgym.ledger import Episode, StopReason
 from agentgym.loop import event_loop, run_sync
 from agentgym.messages import raw_call
+from agentgym.policies.compute import Computed, Majority
 from agentgym.policies.http import TOOL_CALLS, ChatPolicy, from_function
 from agentgym.rollout.driver import Driver, Slot
 from agentgym.syntax import get_syntax
@@ -75,7 +76,7 @@ def play(register_env) -> Callable[..., Episode]:
                 (episode,) = await driver.collect([Slot(task, 0, 0, 0)])
             finally:
                 await asyncio.to_thread(driver.close)
-                await policy.aclose()
+                await getattr(policy, "policy", policy).aclose()
             return episode
 
         return run_sync(whole())
@@ -221,6 +222,32 @@ def test_a_wrong_call_costs_a_turn_and_the_conversation_stays_one_that_servers_t
     assert isinstance(json.loads(repeated["arguments"]), dict)  # templates read it as JSON
     assert 1 <= len(repeated["name"]) <= 64
     assert repeated["name"].replace("_", "a").replace("-", "a").isalnum()
+
+
+@pytest.mark.parametrize("name", TOOL_CALLS)
+def test_a_conversation_that_is_handed_over_reads_as_if_one_had_had_it(server, play, name):
+    """As those do who ask several times for one message: each asks with an actor of its own."""
+    syntax = None if name == "native" else get_syntax(name)
+    broken = raw_call("add", '{"n": ')
+    said = [
+        {"role": "assistant", "content": "", "tool_calls": [call_made]} if syntax is None else
+        done(syntax.format(assistant("", call_made))) for call_made in (call("add", n=3), call("double"), broken)
+    ]  # fmt: skip
+    last = done("Final Answer: done" if name == "react" else "done")
+    bodies = []
+    for policy in (ChatPolicy(client(server), tool_calls=name), ChatPolicy(client(server), tool_calls=name)):
+        server.replies, server.bodies = [*said, last], []
+        episode = play(policy if not bodies else Computed(policy, Majority(1)))
+        assert (episode.failure, len(episode.turns)) == (None, 4)
+        bodies.append([body["messages"] for body in server.bodies])
+    own, handed_over = bodies
+    for one, other in zip(own[:3], handed_over[:3], strict=True):
+        assert [m["role"] for m in one] == [m["role"] for m in other]
+        calls = [[c["function"] for m in messages for c in m.get("tool_calls", ())] for messages in (one, other)]
+        assert calls[0] == calls[1]
+        texts = [[m["content"].partition("\nThe tools are now:")[0] for m in messages[1:]] for messages in (one, other)]
+        assert texts[0] == texts[1]  # but for tools that came later, which are told at the start
+    assert all("Error" in messages[3][-1]["content"] for messages in bodies)  # and a wrong call is no server's fault
 
 
 @pytest.mark.parametrize(
