@@ -212,6 +212,8 @@ def test_controls_stand_beside_the_claim_and_are_run_once(tmp_path: Path):
         assert told["success_after"] == theirs["success_after"]
         assert told["gain_over_it"]["value"] == pytest.approx(summary["success_after"] - theirs["success_after"])
         assert f"control: {reward} reward" in done.stdout
+    lines = (folder / "controls/random/metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["reward_std"] > 0.2 for line in lines)  # a coin's is 0.5: it falls within groups
     assert "random reward" in (folder / "report.html").read_text()
     before = {p: p.stat().st_mtime for p in folder.glob("controls/*/run.sqlite")}
     assert train(tmp_path, "agentgym/Door-v0", "--output", "runs/x", "--resume").returncode == 0

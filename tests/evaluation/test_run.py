@@ -170,6 +170,9 @@ def test_every_figure_of_a_summary_by_hand(episode):
     assert e.cost == pytest.approx((800 * 1 + 80 * 5) / 1e6)
     assert e.cost_per_success == e.cost
     assert e.flops == 2 * 1000 * 880
+    silent = [replace(each, messages=()) for each in episodes]  # nobody counted: what it cost is not known
+    unknown = summarise("a/B-v0", "test", silent, budget=budget, num_parameters=1000)
+    assert (unknown.cost, unknown.flops) == (None, None)
     assert e.failures == {"policy": 1, "infrastructure": 1}
     assert [(c.cause, c.n, c.first) for c in e.causes] == [("SandboxError", 2, "the container is gone")]
     json.dumps(e.as_json(), allow_nan=False)
