@@ -87,7 +87,8 @@ class Meter:
         self._reply_tokens, self._record = reply_tokens, record
         self._open: dict[object, Tokens] = {}  # what the episodes have paid that were admitted and have not ended
         self._dearest, self._slowest_s = NONE, 0.0
-        self._largest = NONE  # the most that a reply could cost so far, of those that must fit at once
+        self._asking: dict[object, Tokens] = {}  # the most that an episode's replies under way can cost
+        self._largest = NONE  # of these so far, where they must fit at once
         self.spent = NONE  # tries that were thrown away included, and replies that were cut: the most they can cost
         for episode in before:
             self.spent += episode.tokens
@@ -117,6 +118,7 @@ class Meter:
 
     def ended(self, episode: Episode) -> None:
         """An admitted episode has ended."""
+        self._asking.pop(_EPISODE.get(), None)
         self._learn(episode, self._open.pop(_EPISODE.get()))
 
     def cut(self) -> int:
@@ -146,7 +148,9 @@ class Meter:
     async def reserve(self, most: Tokens, *, waits: bool) -> None:
         """Wait until a reply that costs at most this fits beside those under way; for ever, where it never will. One
         that `waits` for nobody, since others wait for it, must fit at once."""
-        self._largest = self._largest if waits else self._largest.at_least(most)
+        key = _EPISODE.get()
+        self._asking[key] = self._asking.get(key, NONE) + most
+        self._largest = self._largest if waits else self._largest.at_least(self._asking[key])
         while not self.budget.holds(self.spent + self._asked + most):
             if not (waits and self._asked.total):
                 self.is_spent.set()
@@ -159,6 +163,7 @@ class Meter:
         """A reply for which so much was reserved has cost so much."""
         self.spent += tokens
         self._asked -= most
+        self._asking[_EPISODE.get()] -= most
         self._open[_EPISODE.get()] += tokens
         self._settled.set()
         self._record(self.spent + self._asked)
