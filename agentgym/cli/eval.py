@@ -81,13 +81,13 @@ class EvalConfig:
     view: ContextConfig = field(default_factory=ContextConfig)
 
     def __post_init__(self) -> None:
-        for name in ("limit", "attempts", "concurrency"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least 1")
-        if any(horizon < 1 for horizon in self.horizon):
-            raise ConfigError(f"--horizon {' '.join(map(str, self.horizon))}: a horizon is at least 1 turn")
-        if self.seed < 0:
-            raise ConfigError(f"--seed {self.seed}: give 0 or more")
+        try:
+            Part("", limit=self.limit, attempts=self.attempts, horizon=self.horizon)  # checks them
+        except ConfigError as error:
+            raise ConfigError(f"--{error}") from None
+        for name, least in (("concurrency", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"--{name} {getattr(self, name)}: give at least {least}")
         if not self.env and self.suite is None:
             raise ConfigError("give an environment, such as agentgym/Door-v0, or --suite short; see `agentgym list`")
         if self.suite is not None:

@@ -141,6 +141,8 @@ def test_resuming_with_another_seed_is_refused_with_both(here):
         (("agentgym/Door-v0", "--horizon", "3"), "agentgym/Door-v0 has no setting 'horizon'. It has split, max_turns"),
         (("agentgym/Door-v0", "--set", "difficulty"), "write name=value"),
         (("agentgym/Door-v0", "--limit", "0"), "--limit 0: give at least 1"),
+        (("agentgym/Door-v0", "--concurrency", "0"), "--concurrency 0: give at least 1"),
+        (("agentgym/Door-v0", "--seed", "-1"), "--seed -1: give at least 0"),
         (("agentgym/Door-v0", "--temperature", "-1"), "--temperature -1.0: give 0 (greedy) or more"),
         (("agentgym/Door-v0", "--resume"), "there is no run runs/eval-Door-v0-gold-*"),
         (("agentgym/Door-v0", "--config", "none.toml"), "none.toml: no such file"),
