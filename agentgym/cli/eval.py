@@ -38,7 +38,7 @@ EXAMPLE = "agentgym eval agentgym/Lookup-v0 --model runs/Lookup-v0-1/model --hor
 SPENT = "spent.txt"  # prompt and sampled tokens of the run so far, where they are limited
 RUN = "eval"  # the phase under which the episodes are stored; with several environments, each has its name
 # What a resumed run may be told anew.
-MAY_GROW = {"limit", "attempts", "horizon", "task", "report", *MAY_CHANGE} | {each.name for each in fields(Budget)}
+MAY_GROW = {"limit", "attempts", "task", "report", *MAY_CHANGE} | {each.name for each in fields(Budget)}
 OF_A_PART = ("env", "split", "limit", "attempts", "horizon", "task", "set")  # a suite says these for each
 
 

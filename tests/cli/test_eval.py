@@ -131,6 +131,13 @@ def test_resuming_with_another_seed_is_refused_with_both(here):
     assert "out was begun with --seed 0, not 1" in done.stderr
 
 
+def test_resuming_with_more_horizons_is_refused_by_name_for_tasks_take_them_in_turn(here):
+    here("eval", "agentgym/Lookup-v0", "--horizon", "1", "2", "--limit", "2", "--output", "out")
+    done = here("eval", "agentgym/Lookup-v0", "--horizon", "1", "2", "4", "--limit", "2", "--output", "out", "--resume")
+    assert done.returncode == 2
+    assert "out was begun with --horizon 1 2, not 1 2 4" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -398,6 +405,15 @@ def test_a_suite_says_what_is_played_and_flags_that_would_say_it_again_are_refus
     (tmp_path / "mine.toml").write_text("[sampling]\ntemperature = -1.0\n[[part]]\nenv = 'agentgym/Door-v0'\n")
     done = here("eval", "--suite", "mine.toml")
     assert "--suite mine.toml: sampling: temperature -1.0: give 0 (greedy) or more" in done.stderr
+
+
+def test_the_name_of_a_part_is_shown_and_not_obeyed(here, tmp_path):
+    named = "[[part]]\nenv = 'agentgym/Door-v0'\nlimit = 1\nname = "
+    (tmp_path / "mine.toml").write_text(named + '"a\\u001b]0;pwn\\u0007"\n' + named + "'b'\n")
+    done = here("eval", "--suite", "mine.toml", "--output", "out")
+    assert done.returncode == 0, done.stderr
+    assert "a‹U+001B›]0;pwn‹U+0007›:" in done.stdout
+    assert not {"\x1b", "\x07"} & {*done.stdout}
 
 
 def test_tasks_by_their_ids(here):
