@@ -77,10 +77,15 @@ def refuse_changes(config: Any, folder: Path, may_change: Collection[str]) -> No
     for name in before.keys() - {*may_change}:
         if now[name] != before[name]:
             flag = "environment" if name == "env" else f"--{name.replace('_', '-')}"
-            raise ConfigError(
-                f"--resume: {folder} was begun with {flag} {_said(before[name])}, not {_said(now[name])}; "
-                "use the same, or begin a new run with another --output"
-            )
+            raise changed(folder, flag, before[name], now[name])
+
+
+def changed(folder: Path, what: str, before: Any, now: Any) -> ConfigError:
+    """A resumed run that is told something else than before, with both values."""
+    return ConfigError(
+        f"--resume: {folder} was begun with {what} {_said(before)}, not {_said(now)}; "
+        "use the same, or begin a new run with another --output"
+    )
 
 
 def write(path: Path, text: str) -> None:

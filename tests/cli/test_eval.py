@@ -407,6 +407,47 @@ def test_a_suite_says_what_is_played_and_flags_that_would_say_it_again_are_refus
     assert "--suite mine.toml: sampling: temperature -1.0: give 0 (greedy) or more" in done.stderr
 
 
+LOOKUP = "[[part]]\nenv = 'agentgym/Lookup-v0'\nname = 'a'\nlimit = {limit}\nset = {{ max_turns = {most} }}\n"
+
+
+def test_a_suite_that_says_something_else_than_before_is_refused_and_one_that_asks_for_more_is_not(here, tmp_path):
+    (tmp_path / "mine.toml").write_text(LOOKUP.format(limit=3, most=1))
+    command = ("eval", "--suite", "mine.toml", "--output", "out", "--resume")
+    assert here(*command).returncode == 0
+    for text, words in (
+        (LOOKUP.format(limit=6, most=9), "out was begun with a: set {'max_turns': 1}, not {'max_turns': 9}; use the"),
+        (LOOKUP.format(limit=3, most=1) + "[[part]]\nenv = 'x/B-v0'\n", "out was begun with parts a, not a x/B-v0"),
+        (LOOKUP.format(limit=3, most=1) + "weight = 2.0\n", "out was begun with a: weight 1.0, not 2.0"),
+    ):
+        (tmp_path / "mine.toml").write_text(text.replace("x/B-v0", "agentgym/Door-v0"))
+        done = here(*command)
+        assert (done.returncode, words.replace("x/B-v0", "agentgym/Door-v0") in done.stderr) == (2, True), done.stderr
+    assert len(keys(tmp_path / "out")) == 3
+    (tmp_path / "mine.toml").write_text(LOOKUP.format(limit=6, most=1))
+    assert here(*command).returncode == 0
+    assert len(keys(tmp_path / "out")) == 6
+
+
+@pytest.mark.parametrize("is_old", [False, True])  # one from before runs kept what the suite said
+def test_a_run_of_a_suite_is_read_as_it_was_asked_for(here, tmp_path, is_old):
+    text = "[[part]]\nenv = 'agentgym/Lookup-v0'\nname = 'a'\nlimit = 2\nsplit = 'validation'\nhorizon = [2, 3]\n"
+    (tmp_path / "mine.toml").write_text(text)
+    assert here("eval", "--suite", "mine.toml", "--model", "demonstrator", "--output", "out").returncode == 0
+    if is_old:
+        kept = [line for line in Path("out/config.toml").read_text().splitlines() if not line.startswith("part = ")]
+        Path("out/config.toml").write_text("\n".join(kept))
+    else:
+        (tmp_path / "mine.toml").unlink()
+    done = here("score", "out")
+    assert "phase eval: 4 of 4 judged again" in done.stdout, done.stderr
+    assert "eval 4" in here("show", "out").stdout
+    done = here("horizon", "out", "--output", "measured", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [row["horizon"] for row in found["by_horizon"]] == [2, 3]
+    assert found["survival"]["after"], found  # gold's way is looked up in the split and at the horizons of the part
+
+
 def test_the_name_of_a_part_is_shown_and_not_obeyed(here, tmp_path):
     named = "[[part]]\nenv = 'agentgym/Door-v0'\nlimit = 1\nname = "
     (tmp_path / "mine.toml").write_text(named + '"a\\u001b]0;pwn\\u0007"\n' + named + "'b'\n")
