@@ -92,23 +92,24 @@ class EvalConfig:
                 raise ConfigError(f"--{name} {getattr(self, name)}: give at least {least}")
         if not self.env and self.suite is None:
             raise ConfigError("give an environment, such as agentgym/Door-v0, or --suite short; see `agentgym list`")
-        if self.suite is not None:
-            own = {each.name: each for each in fields(self)}
-            for name in OF_A_PART:
-                if getattr(self, name) != own[name].default:
-                    raise ConfigError(f"--suite {self.suite} says {name} for each environment; leave it out here")
 
-    def planned(self) -> tuple[EvalConfig, tuple[Part, ...]]:
-        """What is played: this, with the suite's sampling and parts, and the parts."""
+    def planned(self, argv: Sequence[str] = ()) -> tuple[EvalConfig, tuple[Part, ...]]:
+        """What is played: this, with the suite's sampling and parts, and the parts. Raises ConfigError where a file of
+        defaults, or a flag in `argv`, says what the suite says."""
         if self.suite is not None:
+            flags = {arg.partition("=")[0][2:].replace("-", "_") for arg in argv if arg.startswith("--")}
+            for name in OF_A_PART:
+                if name in flags or getattr(self, name) != getattr(EvalConfig, name):
+                    raise ConfigError(f"--suite {self.suite} says {name} for each environment; leave it out here")
             found = suite.load(self.suite)
-            given = {name: value for name, value in as_dict(found.sampling).items() if value is not None}
-            for name, value in given.items():
-                if getattr(self.policy, name) not in (value, getattr(PolicyConfig, name)):
+            said = {name: value for name, value in as_dict(found.sampling).items() if value is not None}
+            for name, value in said.items():
+                given = getattr(self.policy, name)
+                if given != value and (name in flags or given != getattr(PolicyConfig, name)):
                     flag = f"--{name.replace('_', '-')}"
                     raise ConfigError(f"--suite {self.suite} says {name} = {value}; leave {flag} out here")
             try:
-                return replace(self, policy=replace(self.policy, **given), part=found.parts), found.parts
+                return replace(self, policy=replace(self.policy, **said), part=found.parts), found.parts
             except ConfigError as error:
                 raise ConfigError(f"--suite {self.suite}: sampling: {str(error).removeprefix('--')}") from None
         made = tuple(
@@ -120,7 +121,7 @@ class EvalConfig:
 
 
 def main(argv: Sequence[str]) -> int:
-    config, parts = parse(EvalConfig, argv, "agentgym eval", EXAMPLE).planned()
+    config, parts = parse(EvalConfig, argv, "agentgym eval", EXAMPLE).planned(argv)
     for part in parts:  # fail before anything is written
         choose_tasks(part.env, arguments(part.split, part.horizon, part.set), limit=1, task_ids=part.task)
     policy = load_policy(config.policy, config.view, config.concurrency)

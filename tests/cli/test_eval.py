@@ -395,13 +395,18 @@ def test_the_shipped_suite_is_won_by_gold_and_goes_on_after_an_interrupt(here, t
 
 def test_a_suite_says_what_is_played_and_flags_that_would_say_it_again_are_refused(here, tmp_path):
     (tmp_path / "mine.toml").write_text("[sampling]\nmax_tokens = 7\n[[part]]\nenv = 'agentgym/Door-v0'\nlimit = 2\n")
-    summary = json.loads(here("eval", "--suite", "mine.toml", "--model", "nop", "--json").stdout)
+    summary = json.loads(here("eval", "--suite", "mine.toml", "--model", "nop", "--json", "--output", "set").stdout)
     assert (summary["env"], summary["num_planned"]) == ("agentgym/Door-v0", 2)
     assert summary["config"]["policy"]["max_tokens"] == 7
-    done = here("eval", "--suite", "mine.toml", "--limit", "9")
+    for limit in (("--limit", "9"), ("--limit=100",)):  # the second is what it is without a suite
+        done = here("eval", "--suite", "mine.toml", *limit)
+        assert "--suite mine.toml says limit for each environment; leave it out here" in done.stderr
+    for most in ("9", "256"):
+        done = here("eval", "--suite", "mine.toml", "--max-tokens", most)
+        assert "--suite mine.toml says max_tokens = 7; leave --max-tokens out here" in done.stderr
+    (tmp_path / "defaults.toml").write_text("limit = 9\n")
+    done = here("eval", "--suite", "mine.toml", "--config", "defaults.toml")
     assert "--suite mine.toml says limit for each environment; leave it out here" in done.stderr
-    done = here("eval", "--suite", "mine.toml", "--max-tokens", "9")
-    assert "--suite mine.toml says max_tokens = 7; leave --max-tokens out here" in done.stderr
     (tmp_path / "mine.toml").write_text("[sampling]\ntemperature = -1.0\n[[part]]\nenv = 'agentgym/Door-v0'\n")
     done = here("eval", "--suite", "mine.toml")
     assert "--suite mine.toml: sampling: temperature -1.0: give 0 (greedy) or more" in done.stderr
