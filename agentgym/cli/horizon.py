@@ -258,7 +258,7 @@ def _measurable(parts: Mapping[str, Part], run: Path) -> str:
     found = [phase for phase, part in parts.items() if part.horizon] if len(parts) > 1 else [*parts]
     if len(found) != 1:
         raise ConfigError(
-            f"{run} has {len(parts)} parts ({', '.join(parts)}), {len(found)} of them with horizons, and one is "
+            f"{run} has {len(parts)} parts ({safe(', '.join(parts))}), {len(found)} of them with horizons, and one is "
             "measured: give its environment, and the model with --model"
         )
     return found[0]
