@@ -8,8 +8,10 @@ import difflib
 import gc
 import json as json_
 import shlex
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -73,7 +75,7 @@ class Side:
     folder: Path
     phases: tuple[str, ...]
     places: Places
-    stored: float = 1.0  # share of the episodes that were planned; 0 where the run has not ended
+    stored: Mapping[tuple[str, str], float] = field(default_factory=dict)  # by place: share of the planned episodes
     command: str | None = None  # that wrote it, where it has ended
 
     def __str__(self) -> str:
@@ -113,7 +115,7 @@ def told(config: CompareConfig) -> int:
         say(safe(f"B  {other}"))
         for line in (*settings_that_differ(first, other), *(each.text for each in differ)):
             say(safe(f"   differs: {line}"))
-        for side in (side for side in (first, other) if side.stored < 1):
+        for side in (side for side in (first, other) if min(side.stored.values()) < 1):
             say(f"   {side} is not finished: what is missing counts as not covered; its command goes on with --resume")
         Console().print(table(comparisons, num_tests))
         for line in remarks(comparisons, partial(shown, a=first, b=other)):
@@ -122,30 +124,46 @@ def told(config: CompareConfig) -> int:
 
 
 def read(run: str) -> Side:
-    """A run, and of it the phase behind a colon, or every part of an evaluation, or what a training run ended with."""
-    try:
-        folder, phase = find_run(run), None
-    except ConfigError:
-        name, _, phase = run.rpartition(":")
-        if not name or not phase:
-            raise
-        folder = find_run(name)
+    """A run, and of it the phase behind a colon, or every part of an evaluation, or what a training run ended with.
+    Raises ConfigError where two parts are of one environment and split: they would pass for attempts on its tasks."""
+    folder, phase = _found(run)
     with Store(folder / "run.sqlite", readonly=True) as store:
         phases = choose_phases(phase, store.runs(), folder)
         results = [each for name in phases for each in store.outcomes(run=name)]
         if any(each.opening is None for each in results):  # a file from before they were kept
             told = {each.key: opening(each.messages) for name in phases for each in store.episodes(run=name)}
             results = [each._replace(opening=told[each.key]) for each in results]
+    places = by_place(results)
+    played = {place: Counter(each.run for task in tasks.values() for each in task) for place, tasks in places.items()}
+    for (env, split), parts in played.items():
+        if len(parts) > 1:
+            which = " or ".join(f"{folder}:{part}" for part in parts)
+            raise ConfigError(safe(f"{folder} has several parts of {env}, split {split}; give one of them: {which}"))
     if not (folder / "summary.json").is_file():
-        return Side(folder, phases, by_place(results), 0.0)
+        return Side(folder, phases, places, dict.fromkeys(places, 0.0))
     summary = read_summary(folder)
-    parts = [each["num_planned"] for each in summary.get("environments", ()) if each["name"] in phases]
-    planned = sum(parts) or summary.get("num_planned") or len(results)
-    return Side(folder, phases, by_place(results), min(1.0, len(results) / planned), summary.get("command"))
+    planned = {each["name"]: each["num_planned"] for each in summary.get("environments", ())}
+    of_all = len(results) / (summary.get("num_planned") or len(results))
+    stored = {
+        place: min(1.0, n / planned[part] if part in planned else of_all)
+        for place, parts in played.items()
+        for part, n in parts.items()
+    }
+    return Side(folder, phases, places, stored, summary.get("command"))
+
+
+def _found(run: str) -> tuple[Path, str | None]:
+    """The folder, and the phase behind a colon; both may have colons of their own."""
+    first, *others = [at for at in range(1, len(run) - 1) if run[at] == ":"] or [len(run)]
+    for at in (len(run), *reversed(others)):
+        with suppress(ConfigError):
+            return find_run(run[:at]), run[at + 1 :] or None
+    return find_run(run[:first]), run[first + 1 :] or None
 
 
 def _of_planned(found: Comparison, a: Side, b: Side) -> Comparison:
-    return replace(found, coverage_a=found.coverage_a * a.stored, coverage_b=found.coverage_b * b.stored)
+    place = found.name, found.split
+    return replace(found, coverage_a=found.coverage_a * a.stored[place], coverage_b=found.coverage_b * b.stored[place])
 
 
 def refusal(a: Side, b: Side, differ: Sequence[Mismatch]) -> str:
@@ -174,7 +192,8 @@ def prompt_diff(a: Side, b: Side, of: Mismatch, most: int = 12) -> Iterator[str]
 def settings_that_differ(a: Side, b: Side) -> list[str]:
     """`name: value of A -> value of B` for the two config.toml files, versions of packages left out; of two commands
     the settings that both have."""
-    one, two = (flat(read_config(side.folder)) for side in (a, b))
+    configs = (read_config(side.folder) for side in (a, b))
+    one, two = (flat(told | {"part": {part["name"]: part for part in told.get("part", ())}}) for told in configs)
     known = one.keys() | two.keys() if a.command == b.command else one.keys() & two.keys()
     names = sorted(name for name in known if one.get(name) != two.get(name))
     return [f"{name}: {one.get(name)!r} -> {two.get(name)!r}" for name in names if not name.startswith("versions.")]

@@ -18,9 +18,10 @@ import tyro
 from rich.console import Console
 
 from agentgym.cli import eval_table, say
-from agentgym.cli.folder import opened, write, written
+from agentgym.cli.folder import CONFIG, changed, opened, saved, write, written
 from agentgym.cli.options import as_dict, parse, settings
 from agentgym.cli.policy import MAY_CHANGE, PolicyConfig, load_policy, size_of
+from agentgym.cli.show import read_config
 from agentgym.cli.versions import versions
 from agentgym.errors import ConfigError
 from agentgym.evaluation import suite
@@ -36,9 +37,8 @@ from agentgym.rollout.store import Store
 
 EXAMPLE = "agentgym eval agentgym/Lookup-v0 --model runs/Lookup-v0-1/model --horizon 1 2 4 8 --limit 40"
 SPENT = "spent.txt"  # prompt and sampled tokens of the run so far
-RUN = "eval"  # the phase under which the episodes are stored; with several environments, each has its name
-# What a resumed run may be told anew.
-MAY_GROW = {"limit", "attempts", "horizon", "task", "report", *MAY_CHANGE} | {each.name for each in fields(Budget)}
+# What a resumed run may be told anew; of the parts see _refuse_other_parts.
+MAY_GROW = {"limit", "attempts", "task", "report", "part", *MAY_CHANGE} | {each.name for each in fields(Budget)}
 OF_A_PART = ("env", "split", "limit", "attempts", "horizon", "task", "set")  # a suite says these for each
 
 
@@ -79,34 +79,37 @@ class EvalConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     budget: Budget = field(default_factory=Budget)
     view: ContextConfig = field(default_factory=ContextConfig)
+    part: Annotated[tuple[Part, ...], tyro.conf.Suppress] = ()
+    """what the suite said when the run was begun or last gone on with"""
 
     def __post_init__(self) -> None:
-        for name in ("limit", "attempts", "concurrency"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least 1")
-        if any(horizon < 1 for horizon in self.horizon):
-            raise ConfigError(f"--horizon {' '.join(map(str, self.horizon))}: a horizon is at least 1 turn")
-        if self.seed < 0:
-            raise ConfigError(f"--seed {self.seed}: give 0 or more")
+        try:
+            Part("", limit=self.limit, attempts=self.attempts, horizon=self.horizon)  # checks them
+        except ConfigError as error:
+            raise ConfigError(f"--{error}") from None
+        for name, least in (("concurrency", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"--{name} {getattr(self, name)}: give at least {least}")
         if not self.env and self.suite is None:
             raise ConfigError("give an environment, such as agentgym/Door-v0, or --suite short; see `agentgym list`")
-        if self.suite is not None:
-            own = {each.name: each for each in fields(self)}
-            for name in OF_A_PART:
-                if getattr(self, name) != own[name].default:
-                    raise ConfigError(f"--suite {self.suite} says {name} for each environment; leave it out here")
 
-    def planned(self) -> tuple[EvalConfig, tuple[Part, ...]]:
-        """What is played: this, with the suite's sampling, and its parts."""
+    def planned(self, argv: Sequence[str] = ()) -> tuple[EvalConfig, tuple[Part, ...]]:
+        """What is played: this, with the suite's sampling and parts, and the parts. Raises ConfigError where a file of
+        defaults, or a flag in `argv`, says what the suite says."""
         if self.suite is not None:
+            flags = {arg.partition("=")[0][2:].replace("-", "_") for arg in argv if arg.startswith("--")}
+            for name in OF_A_PART:
+                if name in flags or getattr(self, name) != getattr(EvalConfig, name):
+                    raise ConfigError(f"--suite {self.suite} says {name} for each environment; leave it out here")
             found = suite.load(self.suite)
-            given = {name: value for name, value in as_dict(found.sampling).items() if value is not None}
-            for name, value in given.items():
-                if getattr(self.policy, name) not in (value, getattr(PolicyConfig, name)):
+            said = {name: value for name, value in as_dict(found.sampling).items() if value is not None}
+            for name, value in said.items():
+                given = getattr(self.policy, name)
+                if given != value and (name in flags or given != getattr(PolicyConfig, name)):
                     flag = f"--{name.replace('_', '-')}"
                     raise ConfigError(f"--suite {self.suite} says {name} = {value}; leave {flag} out here")
             try:
-                return replace(self, policy=replace(self.policy, **given)), found.parts
+                return replace(self, policy=replace(self.policy, **said), part=found.parts), found.parts
             except ConfigError as error:
                 raise ConfigError(f"--suite {self.suite}: sampling: {str(error).removeprefix('--')}") from None
         made = tuple(
@@ -118,14 +121,44 @@ class EvalConfig:
 
 
 def main(argv: Sequence[str]) -> int:
-    config, parts = parse(EvalConfig, argv, "agentgym eval", EXAMPLE).planned()
+    config, parts = parse(EvalConfig, argv, "agentgym eval", EXAMPLE).planned(argv)
     for part in parts:  # fail before anything is written
         choose_tasks(part.env, arguments(part.split, part.horizon, part.set), limit=1, task_ids=part.task)
     policy = load_policy(config.policy, config.view, config.concurrency)
     folder, started_s = opened(config, _stem(config), MAY_GROW), time.monotonic()
+    if (folder / CONFIG).is_file():
+        _refuse_other_parts(config, folder)
     with written(config, folder, "eval", argv):
         evaluations, spent = played(config, parts, policy, folder)
         return _sum_up(config, parts, evaluations, spent, folder, time.monotonic() - started_s)
+
+
+def parts_of(folder: Path) -> dict[str, Part]:
+    """What `agentgym eval` was asked to play in the folder's run, by the phase of its episodes; nothing where another
+    command wrote it. A run of a suite that has not kept its parts has those of the suite's file today."""
+    if not isinstance(read_config(folder).get("env"), list):
+        return {}
+    config = saved(EvalConfig, folder)
+    return _phases(config.part or (suite.load(config.suite).parts if config.suite else config.planned()[1]))
+
+
+def _phases(parts: Sequence[Part]) -> dict[str, Part]:
+    """The parts by the phase under which their episodes are stored: `eval` where there is one, else their names."""
+    return {"eval" if len(parts) == 1 else part.name: part for part in parts}
+
+
+def _refuse_other_parts(config: EvalConfig, folder: Path) -> None:
+    """A suite's file may have come to ask for more tasks or attempts, and for nothing else: raises ConfigError."""
+
+    def told(parts: Sequence[Part]) -> dict[str, Any]:
+        each = {f"{part.name}: {name}": value for part in parts for name, value in as_dict(part).items()}
+        kept = {name: value for name, value in each.items() if name.rpartition(" ")[2] not in MAY_GROW}
+        return {"parts": sorted(part.name for part in parts), **kept}
+
+    before, now = told(saved(EvalConfig, folder).part), told(config.part)
+    for name in before:
+        if before["parts"] and now[name] != before[name]:
+            raise changed(folder, name, before[name], now[name])
 
 
 def played(
@@ -168,10 +201,10 @@ async def _played(
     concurrency = 1 if config.policy.model == "human" else config.concurrency
     close = getattr(policy, "aclose", None)  # of a chat, which computes nothing here: order and company do not matter
     try:
-        for part in parts:
+        for phase, part in _phases(parts).items():
             tally = Tally()
             found[part.name] = await evaluate(
-                part.env, policy, store=store, run=RUN if len(parts) == 1 else part.name, split=part.split,
+                part.env, policy, store=store, run=phase, split=part.split,
                 horizons=part.horizon or None, limit=part.limit, task_ids=part.task, attempts=part.attempts,
                 seed=config.seed, env_kwargs=part.set, concurrency=concurrency, steady=close is None, meter=meter,
                 plan=config.policy.plan, num_parameters=size_of(config.policy, policy),

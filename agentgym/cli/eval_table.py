@@ -178,7 +178,8 @@ def said(evaluations: Mapping[str, Evaluation]) -> list[str]:
     """The remarks of one evaluation, or of several by name."""
     if len(evaluations) == 1:
         return remarks(*evaluations.values())
-    return [line for name, each in evaluations.items() for line in (f"{name}:", *(f"  {x}" for x in remarks(each)))]
+    told = {safe(name): remarks(each) for name, each in evaluations.items()}
+    return [line for name, lines in told.items() for line in (f"{name}:", *(f"  {x}" for x in lines))]
 
 
 def counts(of: Mapping[str, int]) -> str:

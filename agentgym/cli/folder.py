@@ -23,6 +23,7 @@ from agentgym.rollout.store import Store
 
 RUNS = Path("runs")
 CONFIG = "config.toml"
+RESULTS = ("summary.json", "summary.md", "report.html")  # of a run that has ended, and of no other
 ASIDE = ".tmp"
 
 
@@ -76,10 +77,15 @@ def refuse_changes(config: Any, folder: Path, may_change: Collection[str]) -> No
     for name in before.keys() - {*may_change}:
         if now[name] != before[name]:
             flag = "environment" if name == "env" else f"--{name.replace('_', '-')}"
-            raise ConfigError(
-                f"--resume: {folder} was begun with {flag} {_said(before[name])}, not {_said(now[name])}; "
-                "use the same, or begin a new run with another --output"
-            )
+            raise changed(folder, flag, before[name], now[name])
+
+
+def changed(folder: Path, what: str, before: Any, now: Any) -> ConfigError:
+    """A resumed run that is told something else than before, with both values."""
+    return ConfigError(
+        f"--resume: {folder} was begun with {what} {_said(before)}, not {_said(now)}; "
+        "use the same, or begin a new run with another --output"
+    )
 
 
 def write(path: Path, text: str) -> None:
@@ -91,17 +97,22 @@ def write(path: Path, text: str) -> None:
 
 @contextmanager
 def written(config: Any, folder: Path, command: str, argv: Sequence[str]) -> Iterator[None]:
-    """The folder while the command writes it: locked, with its settings. A run that is refused after all keeps those
-    that it had; Ctrl-C is told what is kept, and with which command it goes on."""
+    """The folder while the command writes it: locked, with its settings, and without the results of before. A run that
+    is refused before it has played anything keeps what it had; Ctrl-C is told what is kept, and with which command it
+    goes on."""
     with locked(folder):
-        path = folder / CONFIG
-        before = path.read_text("utf-8") if path.exists() else None
-        write(path, to_toml(replace(config, output=None, resume=False, json=False), versions()))
+        paths = [path for name in (CONFIG, *RESULTS) if (path := folder / name).exists()]
+        before = {path: path.read_text("utf-8", "replace") for path in paths}
+        kept = _finished(folder)
+        write(folder / CONFIG, to_toml(replace(config, output=None, resume=False, json=False), versions()))
+        for name in RESULTS:
+            (folder / name).unlink(missing_ok=True)
         try:
             yield
         except ConfigError:
-            if before is not None:
-                write(path, before)
+            if _finished(folder) == kept:
+                for path, text in before.items():
+                    write(path, text)
             raise
         except KeyboardInterrupt:
             again = shlex.join(["agentgym", command, *_without(argv), "--output", str(folder), "--resume"])

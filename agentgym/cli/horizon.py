@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from agentgym.cli import say
+from agentgym.cli.eval import parts_of
 from agentgym.cli.folder import opened, write, written
 from agentgym.cli.horizon_table import WHENS, Figures, rates_table, remarks
 from agentgym.cli.options import as_dict, parse, settings
@@ -232,20 +233,35 @@ class _Measured:
 
 def _recorded(run: Path) -> Figures:
     """The figures of a run's evaluation episodes: before and after training, or those of `agentgym eval`. Raises
-    ConfigError where their tasks name no horizon."""
+    ConfigError where their tasks name no horizon, and where it is not clear which part is meant."""
     told = read_summary(run)
     config = told.get("config") or {}
+    asked = tuple(config.get("test_horizon") or config.get("horizon") or ())
+    kwargs = arguments(config.get("split") or "test", asked, settings(config.get("set") or ()))
+    names = {"before": "before", "after": "after", "eval": "after"}
+    if parts := parts_of(run):
+        phase = _measurable(parts, run)
+        kwargs = arguments(parts[phase].split, parts[phase].horizon, parts[phase].set)
+        names = {phase: "after"}
     with Store(run / "run.sqlite", readonly=True) as store:
-        names = {"before": "before", "after": "after", "eval": "after"}
         episodes = {names[name]: list(store.episodes(run=name)) for name in store.runs() if name in names}
     if all(episode.metadata.get("horizon") is None for played in episodes.values() for episode in played):
         raise ConfigError(f"{run} holds no evaluation by horizon; give the environment, and the model with --model")
     [env, *_] = {episode.env_id for played in episodes.values() for episode in played}
-    asked = tuple(config.get("test_horizon") or config.get("horizon") or ())
-    kwargs = arguments(config.get("split") or "test", asked, settings(config.get("set") or ()))
     phases = {when: run_sync(measured(env, kwargs, episodes[when])) for when in WHENS if when in episodes}
     trained = config.get("horizon") if "test_horizon" in config else None
     return {"env": env, "model": told.get("model"), "run": str(run), **beside(phases, trained or ())}
+
+
+def _measurable(parts: Mapping[str, Part], run: Path) -> str:
+    """The phase of the only part, or of the only one that was asked for horizons."""
+    found = [phase for phase, part in parts.items() if part.horizon] if len(parts) > 1 else [*parts]
+    if len(found) != 1:
+        raise ConfigError(
+            f"{run} has {len(parts)} parts ({safe(', '.join(parts))}), {len(found)} of them with horizons, and one is "
+            "measured: give its environment, and the model with --model"
+        )
+    return found[0]
 
 
 async def measured(env_id: str, env_kwargs: Mapping[str, Any], episodes: Sequence[Episode]) -> Figures:

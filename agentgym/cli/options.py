@@ -102,6 +102,8 @@ def _plain(value: Any) -> Any:
 def _toml_value(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml_value, value)) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml_value(key)} = {_toml_value(each)}" for key, each in value.items()) + "}"
     if isinstance(value, float):
         return repr(value)  # 1e-05, inf and nan are TOML too
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

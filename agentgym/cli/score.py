@@ -16,11 +16,11 @@ from rich.progress import Progress
 
 from agentgym.cli import say
 from agentgym.cli.compare import Side, remarks, shown, table
+from agentgym.cli.eval import parts_of
 from agentgym.cli.options import parse, settings
 from agentgym.cli.show import choose_phases, find_run, read_config
 from agentgym.env import AgentEnv
 from agentgym.errors import ConfigError
-from agentgym.evaluation import suite
 from agentgym.evaluation.score import Verdict, against_stored, rescore, stored_task
 from agentgym.ledger import Episode
 from agentgym.loop import run_sync
@@ -61,15 +61,14 @@ class ScoreConfig:
 def main(argv: Sequence[str]) -> int:
     config = parse(ScoreConfig, argv, "agentgym score", EXAMPLE)
     folder = find_run(config.run)
-    told = read_config(folder)
-    parts = suite.load(told["suite"]).parts if "suite" in told else ()
+    told, parts = read_config(folder), parts_of(folder)
     has_changed = False
     with Store(folder / "run.sqlite", readonly=True) as store:
         tasks = store.tasks()
         for phase in choose_phases(config.phase, store.runs(), folder):
             episodes = list(store.episodes(run=phase, limit=config.limit))
-            own = (part.set for part in parts if part.name == phase or len(parts) == 1)
-            verdicts = _judged(config, episodes, tasks, next(own, settings(told.get("set", ()))))
+            env_kwargs = parts[phase].set if phase in parts else settings(told.get("set", ()))
+            verdicts = _judged(config, episodes, tasks, env_kwargs)
             has_changed |= any(verdict.changed for verdict in verdicts)
             if config.json:
                 say("\n".join(json_.dumps(_as_json(verdict)) for verdict in verdicts))

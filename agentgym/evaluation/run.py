@@ -14,6 +14,7 @@ from agentgym.env import AgentEnv
 from agentgym.errors import ConfigError
 from agentgym.evaluation.budget import PILOT, Meter
 from agentgym.evaluation.figures import Evaluation, Tally, summarise
+from agentgym.evaluation.suite import Part
 from agentgym.ledger import Episode
 from agentgym.messages import canonical
 from agentgym.policies.base import Policy
@@ -44,9 +45,7 @@ async def evaluate(
     message (policies/compute.py). `steady` is the Driver's.
     The seed of an episode depends on `seed`, its task and its attempt only, never on the limit, the order or `run`:
     two evaluations face the same episodes. Raises ConfigError for an environment or split that cannot be evaluated."""
-    for name, value in (("limit", limit), ("attempts", attempts), ("concurrency", concurrency)):
-        if value < 1:
-            raise ConfigError(f"{name} {value}: give at least 1")
+    Part(env_id, limit=limit, attempts=attempts)  # checks them
     kwargs = arguments(split, horizons, env_kwargs)
     count = limit * len(kwargs["horizon"]) if horizons else limit
     tasks = await asyncio.to_thread(choose_tasks, env_id, kwargs, count, start, task_ids)  # which closes environments

@@ -162,6 +162,47 @@ def test_episodes_that_were_planned_and_are_not_there_make_it_undecided(here, wr
         assert found["comparisons"][0]["coverage_a"] == pytest.approx(float(coverage) / 100)
 
 
+def test_each_part_has_the_coverage_of_its_own_episodes(here, write):
+    planned = {"environments": [{"name": "before", "num_planned": 10}, {"name": "m:x/B", "num_planned": 4}]}
+    for name, won in (("a", 2), ("b", 9)):
+        folder = write(name, ten(won), run="before")
+        write(name, {"test:x": [1.0]}, run="m:x/B", env_id="agentgym/Lookup-v0")
+        (folder / "summary.json").write_text(json.dumps(planned | {"num_planned": 14}))
+    for part, coverage, words in (("before", 1.0, "B is better"), ("m:x/B", 0.25, "undecided")):
+        args = ("compare", f"a:{part}", f"b:{part}")
+        [compared] = json.loads(here(*args, "--json").stdout)[0]["comparisons"]
+        assert (compared["coverage_a"], compared["coverage_b"]) == (coverage, coverage)
+        done = here(*args).stdout
+        assert (words in done, "is not finished" in done) == (True, part != "before")
+
+
+def test_each_of_all_parts_has_its_own_coverage_too(here, write):
+    for name in ("a", "b"):
+        folder = write(name, ten(5), run="one")
+        write(name, {"test:x": [1.0]}, run="two", env_id="agentgym/Lookup-v0")
+        parts = [{"name": "one", "num_planned": 10}, {"name": "two", "num_planned": 2}]
+        (folder / "summary.json").write_text(json.dumps({"num_planned": 12, "environments": parts}))
+    found = json.loads(here("compare", "a", "b", "--json").stdout)[0]["comparisons"]
+    assert [(each["env"], each["coverage_a"]) for each in found] == [("agentgym/Door", 1.0), ("agentgym/Lookup", 0.5)]
+
+
+def test_two_parts_of_one_environment_and_split_are_refused_and_compared_behind_a_colon(here, write):
+    for name in ("a", "b"):
+        write(name, ten(2), run="easy")
+        write(name, ten(9), run="hard")
+    done = here("compare", "a", "b")
+    assert done.returncode == 2
+    assert "a has several parts of agentgym/Door, split test; give one of them: a:easy or a:hard" in done.stderr
+    assert "20.0   90.0   +70.0" in here("compare", "a:easy", "b:hard").stdout
+
+
+def test_suites_that_differ_are_told_part_by_part(here, write):
+    part = 'part = [{{"name" = "a/B-v0", "limit" = {}, "set" = {{"level" = 1}}}}]\n'
+    write("a", ten(2), part.format(10))
+    write("b", ten(2), part.format(20))
+    assert "differs: part.a/B-v0.limit: 10 -> 20\n" in here("compare", "a", "b").stdout
+
+
 def test_settings_that_only_another_command_has_are_no_difference(here, write):
     write("a", ten(2), 'model = "small"\nreport = true\n')
     write("b", ten(9), 'model = "large"\nhistory = 4\n')

@@ -131,6 +131,13 @@ def test_resuming_with_another_seed_is_refused_with_both(here):
     assert "out was begun with --seed 0, not 1" in done.stderr
 
 
+def test_resuming_with_more_horizons_is_refused_by_name_for_tasks_take_them_in_turn(here):
+    here("eval", "agentgym/Lookup-v0", "--horizon", "1", "2", "--limit", "2", "--output", "out")
+    done = here("eval", "agentgym/Lookup-v0", "--horizon", "1", "2", "4", "--limit", "2", "--output", "out", "--resume")
+    assert done.returncode == 2
+    assert "out was begun with --horizon 1 2, not 1 2 4" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -141,6 +148,8 @@ def test_resuming_with_another_seed_is_refused_with_both(here):
         (("agentgym/Door-v0", "--horizon", "3"), "agentgym/Door-v0 has no setting 'horizon'. It has split, max_turns"),
         (("agentgym/Door-v0", "--set", "difficulty"), "write name=value"),
         (("agentgym/Door-v0", "--limit", "0"), "--limit 0: give at least 1"),
+        (("agentgym/Door-v0", "--concurrency", "0"), "--concurrency 0: give at least 1"),
+        (("agentgym/Door-v0", "--seed", "-1"), "--seed -1: give at least 0"),
         (("agentgym/Door-v0", "--temperature", "-1"), "--temperature -1.0: give 0 (greedy) or more"),
         (("agentgym/Door-v0", "--resume"), "there is no run runs/eval-Door-v0-gold-*"),
         (("agentgym/Door-v0", "--config", "none.toml"), "none.toml: no such file"),
@@ -403,16 +412,71 @@ def test_the_shipped_suite_is_won_by_gold_and_goes_on_after_an_interrupt(here, t
 
 def test_a_suite_says_what_is_played_and_flags_that_would_say_it_again_are_refused(here, tmp_path):
     (tmp_path / "mine.toml").write_text("[sampling]\nmax_tokens = 7\n[[part]]\nenv = 'agentgym/Door-v0'\nlimit = 2\n")
-    summary = json.loads(here("eval", "--suite", "mine.toml", "--model", "nop", "--json").stdout)
+    summary = json.loads(here("eval", "--suite", "mine.toml", "--model", "nop", "--json", "--output", "set").stdout)
     assert (summary["env"], summary["num_planned"]) == ("agentgym/Door-v0", 2)
     assert summary["config"]["policy"]["max_tokens"] == 7
-    done = here("eval", "--suite", "mine.toml", "--limit", "9")
+    for limit in (("--limit", "9"), ("--limit=100",)):  # the second is what it is without a suite
+        done = here("eval", "--suite", "mine.toml", *limit)
+        assert "--suite mine.toml says limit for each environment; leave it out here" in done.stderr
+    for most in ("9", "256"):
+        done = here("eval", "--suite", "mine.toml", "--max-tokens", most)
+        assert "--suite mine.toml says max_tokens = 7; leave --max-tokens out here" in done.stderr
+    (tmp_path / "defaults.toml").write_text("limit = 9\n")
+    done = here("eval", "--suite", "mine.toml", "--config", "defaults.toml")
     assert "--suite mine.toml says limit for each environment; leave it out here" in done.stderr
-    done = here("eval", "--suite", "mine.toml", "--max-tokens", "9")
-    assert "--suite mine.toml says max_tokens = 7; leave --max-tokens out here" in done.stderr
     (tmp_path / "mine.toml").write_text("[sampling]\ntemperature = -1.0\n[[part]]\nenv = 'agentgym/Door-v0'\n")
     done = here("eval", "--suite", "mine.toml")
     assert "--suite mine.toml: sampling: temperature -1.0: give 0 (greedy) or more" in done.stderr
+
+
+LOOKUP = "[[part]]\nenv = 'agentgym/Lookup-v0'\nname = 'a'\nlimit = {limit}\nset = {{ max_turns = {most} }}\n"
+
+
+def test_a_suite_that_says_something_else_than_before_is_refused_and_one_that_asks_for_more_is_not(here, tmp_path):
+    (tmp_path / "mine.toml").write_text(LOOKUP.format(limit=3, most=1))
+    command = ("eval", "--suite", "mine.toml", "--output", "out", "--resume")
+    assert here(*command).returncode == 0
+    for text, words in (
+        (LOOKUP.format(limit=6, most=9), "out was begun with a: set {'max_turns': 1}, not {'max_turns': 9}; use the"),
+        (LOOKUP.format(limit=3, most=1) + "[[part]]\nenv = 'x/B-v0'\n", "out was begun with parts a, not a x/B-v0"),
+        (LOOKUP.format(limit=3, most=1) + "weight = 2.0\n", "out was begun with a: weight 1.0, not 2.0"),
+    ):
+        (tmp_path / "mine.toml").write_text(text.replace("x/B-v0", "agentgym/Door-v0"))
+        done = here(*command)
+        assert (done.returncode, words.replace("x/B-v0", "agentgym/Door-v0") in done.stderr) == (2, True), done.stderr
+    assert len(keys(tmp_path / "out")) == 3
+    (tmp_path / "mine.toml").write_text(LOOKUP.format(limit=6, most=1))
+    assert here(*command).returncode == 0
+    assert len(keys(tmp_path / "out")) == 6
+
+
+@pytest.mark.parametrize("is_old", [False, True])  # one from before runs kept what the suite said
+def test_a_run_of_a_suite_is_read_as_it_was_asked_for(here, tmp_path, is_old):
+    text = "[[part]]\nenv = 'agentgym/Lookup-v0'\nname = 'a'\nlimit = 2\nsplit = 'validation'\nhorizon = [2, 3]\n"
+    (tmp_path / "mine.toml").write_text(text)
+    assert here("eval", "--suite", "mine.toml", "--model", "demonstrator", "--output", "out").returncode == 0
+    if is_old:
+        kept = [line for line in Path("out/config.toml").read_text().splitlines() if not line.startswith("part = ")]
+        Path("out/config.toml").write_text("\n".join(kept))
+    else:
+        (tmp_path / "mine.toml").unlink()
+    done = here("score", "out")
+    assert "phase eval: 4 of 4 judged again" in done.stdout, done.stderr
+    assert "eval 4" in here("show", "out").stdout
+    done = here("horizon", "out", "--output", "measured", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [row["horizon"] for row in found["by_horizon"]] == [2, 3]
+    assert found["survival"]["after"], found  # gold's way is looked up in the split and at the horizons of the part
+
+
+def test_the_name_of_a_part_is_shown_and_not_obeyed(here, tmp_path):
+    named = "[[part]]\nenv = 'agentgym/Door-v0'\nlimit = 1\nname = "
+    (tmp_path / "mine.toml").write_text(named + '"a\\u001b]0;pwn\\u0007"\n' + named + "'b'\n")
+    done = here("eval", "--suite", "mine.toml", "--output", "out")
+    assert done.returncode == 0, done.stderr
+    assert "a‹U+001B›]0;pwn‹U+0007›:" in done.stdout
+    assert not {"\x1b", "\x07"} & {*done.stdout}
 
 
 def test_tasks_by_their_ids(here):

@@ -9,9 +9,17 @@ from pathlib import Path
 import pytest
 
 from agentgym.cli import Interrupted
-from agentgym.cli.folder import newest, numbered, opened, saved, written
+from agentgym.cli.folder import RESULTS, newest, numbered, opened, saved, written
 from agentgym.cli.policy import MAY_CHANGE
 from agentgym.errors import ConfigError
+from agentgym.ledger import Episode, StopReason
+from agentgym.rollout.store import Store
+
+EPISODE = Episode(
+    run="eval", update=0, task_id="test:a", attempt=0, seed=0, split="test", group=0, env_id="agentgym/Door-v0",
+    env_version="v0", messages=(), turns=(), reward=1.0, reward_parts={}, terminated=True, truncated=False,
+    stop_reason=StopReason.ANSWERED,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,33 @@ def test_a_run_that_is_refused_after_all_keeps_its_settings():
     with pytest.raises(ConfigError, match="8 is too many"), written(again, Path("x"), "eval", []):
         raise ConfigError(f"{saved(Asked, Path('x')).limit} is too many")
     assert Path("x/config.toml").read_bytes() == before
+
+
+def test_results_are_those_of_a_run_that_has_ended():
+    begin(Path("x"))
+    results = {Path("x", name): f"{name} of before, ±1 %\n" for name in RESULTS}
+
+    def goes_on(plays: bool, error: type[BaseException]) -> None:
+        assert not any(path.exists() for path in results)  # and so after kill -9
+        if plays:
+            with Store("x/run.sqlite") as store:
+                store.add(EPISODE)
+        raise error
+
+    def stopped(error: type[BaseException], *, plays: bool) -> None:
+        for path, text in results.items():
+            path.write_text(text, encoding="utf-8")
+        with pytest.raises((error, Interrupted)), written(Asked(output=Path("x")), Path("x"), "eval", []):
+            goes_on(plays, error)
+
+    with Store("x/run.sqlite"):
+        pass
+    stopped(ConfigError, plays=False)
+    assert {path: path.read_text(encoding="utf-8") for path in results} == results  # it was refused after all
+    stopped(KeyboardInterrupt, plays=False)
+    assert not any(path.exists() for path in results)
+    stopped(ConfigError, plays=True)
+    assert not any(path.exists() for path in results)
 
 
 @pytest.mark.parametrize("cut", [0, 5, 40])

@@ -124,6 +124,20 @@ def test_a_run_is_found_by_name_and_measured_at_the_horizons_of_its_episodes(her
     assert [row["horizon"] for row in summary_of(tmp_path / "measured")["by_horizon"]] == [2]
 
 
+def test_of_several_parts_the_only_one_with_horizons_is_measured_or_all_are_named(here, tmp_path):
+    part = "[[part]]\nenv = 'agentgym/Lookup-v0'\nlimit = 2\nname = "
+    (tmp_path / "one.toml").write_text(f"{part}'before'\n{part}'b'\nhorizon = [2, 3]\n")
+    (tmp_path / "two.toml").write_text(f"{part}'a'\nhorizon = [2]\n{part}'b'\nhorizon = [2, 3]\n")
+    for name in ("one", "two"):
+        assert here("eval", "--suite", f"{name}.toml", "--output", name).returncode == 0
+    done = here("horizon", "one", "--output", "measured")
+    assert done.returncode == 0, done.stderr
+    assert [row["horizon"] for row in summary_of(tmp_path / "measured")["by_horizon"]] == [2, 3]
+    done = here("horizon", "two")
+    assert done.returncode == 2
+    assert "two has 2 parts (a, b), 2 of them with horizons, and one is measured" in done.stderr
+
+
 def test_a_run_without_horizons_is_refused_and_leaves_no_folder(here, tmp_path):
     run = tmp_path / "run"
     here("eval", "agentgym/Door-v0", "--model", "gold", "--limit", "2", "--output", str(run))

@@ -239,6 +239,23 @@ def test_durations_and_rates_read_as_a_person_says_them():
     assert [percent(r) for r in (0.125, 1.0, None, math.nan)] == ["12.5\u202f%", "100.0\u202f%", "–", "–"]
 
 
+def test_a_suite_has_a_row_for_each_part_and_their_mean(tmp_path):
+    won, none = ({"rate": rate, "low": low, "high": 1.0, "n": n} for rate, low, n in ((1.0, 0.8, 20), (None, 0.0, 0)))
+    parts = [
+        {"name": name, "weight": weight, "success": success, "num_scored": success["n"], "num_planned": 20}
+        for name, weight, success in (("agentgym/Door-v0", 2.5, won), ("<b>hard</b>", 1.0, none))
+    ]
+    summary = {
+        "command": "eval", "env": "agentgym/Door-v0, agentgym/Lookup-v0", "model": "gold", "verdict": "undecided",
+        "success": none | {"n": 20}, "num_planned": 40, "num_scored": 20, "environments": parts,
+    }  # fmt: skip
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    text = text_of(page_of(tmp_path))
+    assert "environment weight success 95 % interval scored planned" in text
+    assert "agentgym/Door-v0 2.5 100.0 % 80.0 % to 100.0 % 20 20 <b>hard</b> 1 – 0.0 % to 100.0 % 0 20" in text
+    assert "weighted – 0.0 % to 100.0 % 20 40" in text
+
+
 def test_an_evaluation_has_a_report_of_its_own(tmp_path):
     rate = {"rate": 0.5, "low": 0.3, "high": 0.7, "n": 20, "successes": 10}
     summary = {
