@@ -16,6 +16,7 @@ import numpy as np
 from agentgym.errors import ConfigError
 from agentgym.evaluation.intervals import Array, Interval, by_task, cluster_wilson, is_number
 from agentgym.ledger import Episode
+from agentgym.messages import MAX_COUNT
 
 WIDE = 2.0  # factor between tested horizons above which the interval of a crossing is too narrow
 
@@ -77,7 +78,7 @@ def success_curve(episodes: Iterable[Episode]) -> list[Point]:
 def horizon_of(episode: Episode) -> int | None:
     """The horizon that the task of an episode names, at least 1; None where it names none, or nonsense."""
     told: Any = episode.metadata.get("horizon")
-    return int(told) if is_number(told) and told >= 1 else None
+    return int(told) if is_number(told) and 1 <= told < MAX_COUNT else None
 
 
 def half_horizon(curve: Sequence[Point], level: float = 0.5, draws: int = 500, seed: int = 0) -> HalfHorizon:
