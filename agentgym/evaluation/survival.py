@@ -82,7 +82,7 @@ class Survival:
     def horizon(self, level: float = 0.5) -> HalfHorizon:
         """H50 and the like, by inverting the band (Brookmeyer & Crowley 1982); interpolated in log k."""
         value, low, high = (crossing(self.steps, curve, level) for curve in (self.share, self.low, self.high))
-        return bounded(value, low, high, self.steps[-1], level)
+        return bounded(value, low, high, float(self.steps[-1]), level)
 
     def as_json(self) -> dict[str, Any]:
         return {
