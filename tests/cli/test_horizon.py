@@ -118,6 +118,11 @@ def test_of_a_run_the_episodes_that_are_there_are_measured(here, tmp_path):
     assert found["survival"]["after"] == json.loads(json.dumps(again["survival"]))
     assert [row["after"] for row in found["by_horizon"]] == again["by_horizon"]
     assert not (tmp_path / "measured/run.sqlite").exists()
+    shown = here("show", "measured")
+    assert (shown.returncode, "(success curve)" in shown.stdout, "episode" in shown.stdout) == (0, True, False)
+    asked = here("show", "measured", "--episode", "0")
+    assert asked.returncode == 2
+    assert asked.stderr.endswith(f"measured holds figures and no episodes; those it measured are in {evaluated}\n")
 
 
 def test_an_environment_that_names_no_states_has_a_curve_and_says_why_it_has_no_first_errors(here, tmp_path):
