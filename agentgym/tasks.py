@@ -10,6 +10,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import chain, islice
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -19,7 +20,7 @@ from agentgym.messages import JSON, Message, canonical
 
 SHARES: Mapping[str, int] = {"train": 55, "validation": 5, "test": 25, "demonstrations": 15}  # per cent of all content
 DEFAULT_SIZE = 100_000  # tasks per procedural split
-MAX_DRAWS = 2_000  # draws for one index before a generator is called too narrow for its split
+MAX_DRAWS = 2_000  # draws for one task before a generator is called too narrow for its split
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,16 +125,20 @@ class Split:
     def take(self, count: int, start: int = 0) -> list[tuple[str, Task]]:
         """`count` different (id, task) pairs from position `start` on (wrapping around at the end).
 
-        A procedural split may repeat a task at another index: a repeat is replaced by a later one of equal horizon."""
-        window = -(-count // self._stride) * self._stride
+        A procedural split may repeat a task at another index: then the next new one of equal horizon takes its place,
+        and those after it move on. A larger count begins with what a smaller one gives."""
+        start, stride = start % (self._size or 1), self._stride
+        walks = [
+            chain(range(start + (first - start) % stride, self._size, stride), range(first, start, stride))
+            for first in range(stride)
+        ]
         taken: dict[str, Task] = {}
-        for first in range(start, start + count):
-            index = first
-            while (task_id := self.id(index % self._size)) in taken:
-                index += window
-                if index - first > self._size:
-                    raise ConfigError(f"split {self.name!r} has fewer than {count} different tasks; ask for fewer")
-            taken[task_id] = self[index % self._size]
+        for place in range(start, start + count):
+            walk = islice(walks[place % self._size % stride], MAX_DRAWS)
+            index = next((i for i in walk if self.id(i) not in taken), None)
+            if index is None:
+                raise ConfigError(f"split {self.name!r} has fewer than {count} different tasks; ask for fewer")
+            taken[self.id(index)] = self[index]
         return list(taken.items())
 
 

@@ -120,7 +120,7 @@ def horizon_rows() -> list[Row]:
 
     def band(rng: Generator, n: int, k: int, spread: float, median: float, step: int) -> Bounds:
         found = kaplan_meier(errors_of(rng, np.exp(rng.normal(math.log(median), spread, n)), k))
-        at = min(step, len(found.steps)) - 1
+        at = int(found.steps.searchsorted(step, side="right")) - 1
         return float(found.low[at]), float(found.high[at])
 
     def ends(found: Any) -> Bounds:

@@ -125,6 +125,20 @@ def test_take_gives_different_tasks_of_balanced_horizons():
         TaskSet.procedural(few, horizons=[1, 2], sizes={"train": 300}).split("train").take(200)
 
 
+@pytest.mark.parametrize("start", [0, 250])
+def test_a_larger_count_begins_with_the_tasks_of_a_smaller_one(start):
+    def few(rng, horizon):
+        return Task(f"{horizon}:{rng.integers(60)}", metadata={"horizon": horizon})
+
+    split = TaskSet.procedural(few, horizons=[1, 2, 3], sizes={"train": 301}).split("train")
+    whole = split.take(60, start)
+    plain = [split.id(i % 301) for i in range(start, start + 60)]
+    repeat = next(i for i, task_id in enumerate(plain) if task_id in plain[:i])
+    assert [task_id for task_id, _ in split.take(repeat, start)] == plain[:repeat]
+    assert all(split.take(count, start) == whole[:count] for count in range(60))
+    assert [task.horizon for _, task in whole] == [split[i % 301].horizon for i in range(start, start + 60)]
+
+
 def test_a_generator_that_fills_no_split_is_told_so():
     constant = TaskSet.procedural(lambda rng: Task("always the same"))
     home = next(

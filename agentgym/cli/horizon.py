@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,9 +27,9 @@ from agentgym.cli.show import find_run
 from agentgym.cli.versions import versions
 from agentgym.errors import ConfigError
 from agentgym.evaluation.conditioning import conditioning
-from agentgym.evaluation.figures import Evaluation, forward_flops
+from agentgym.evaluation.figures import Evaluation, forward_flops, summarise
 from agentgym.evaluation.hazard import hazard
-from agentgym.evaluation.horizon import half_horizon, success_curve
+from agentgym.evaluation.horizon import half_horizon
 from agentgym.evaluation.run import arguments, choose_tasks, evaluate
 from agentgym.evaluation.suite import Part
 from agentgym.evaluation.survival import first_errors, gold_paths, kaplan_meier
@@ -38,7 +38,7 @@ from agentgym.loop import run_sync
 from agentgym.policies.base import Policy
 from agentgym.policies.context import ContextConfig
 from agentgym.rollout.store import Store
-from agentgym.viewer.report import read_summary, write_report
+from agentgym.viewer.report import planned, read_summary, write_report
 from agentgym.viewer.samples import safe
 
 EXAMPLE = "agentgym horizon agentgym/Lookup-v0 --model runs/Lookup-v0-1/model --horizon 1 2 4 8 16 32"
@@ -186,9 +186,9 @@ class _Measured:
 
     async def figures(self) -> Figures:
         config = self.config
-        await self._evaluate(self.when, self.when, config.kwargs, config.attempts)
+        played = await self._evaluate(self.when, self.when, config.kwargs, config.attempts)
         kwargs = arguments(config.split, config.horizon, config.kwargs)
-        made = await measured(config.env, kwargs, list(self.store.episodes(run=self.when)))
+        made = await measured(config.env, kwargs, self.store.episodes(run=self.when), played.num_planned)
         if config.history != 0:
             made["conditioning"] = await self._planted(config.history or (made["h50"] or {}).get("value", 0))
         if config.difficulty:
@@ -228,7 +228,8 @@ class _Measured:
         found = await self._evaluate(f"{self.when}-map-{level}", f"{self.when}, difficulty {level}", kwargs, 1)
         points = [point for point in found.by_horizon if point.success.n]
         half = half_horizon(points).as_json() if points else None
-        return {"difficulty": level, "by_horizon": [point.as_json() for point in points], "h50": half}
+        made = {"difficulty": level, "by_horizon": [point.as_json() for point in points], "h50": half}
+        return made | {"num_planned": found.num_planned, "num_scored": found.num_scored}
 
 
 def _recorded(run: Path) -> Figures:
@@ -248,7 +249,8 @@ def _recorded(run: Path) -> Figures:
     if all(episode.metadata.get("horizon") is None for played in episodes.values() for episode in played):
         raise ConfigError(f"{run} holds no evaluation by horizon; give the environment, and the model with --model")
     [env, *_] = {episode.env_id for played in episodes.values() for episode in played}
-    phases = {when: run_sync(measured(env, kwargs, episodes[when])) for when in WHENS if when in episodes}
+    num_planned = {names[phase]: n for phase, n in planned(told).items() if phase in names}
+    phases = {w: run_sync(measured(env, kwargs, episodes[w], num_planned.get(w))) for w in WHENS if w in episodes}
     trained = config.get("horizon") if "test_horizon" in config else None
     return {"env": env, "model": told.get("model"), "run": str(run), **beside(phases, trained or ())}
 
@@ -264,10 +266,16 @@ def _measurable(parts: Mapping[str, Part], run: Path) -> str:
     return found[0]
 
 
-async def measured(env_id: str, env_kwargs: Mapping[str, Any], episodes: Sequence[Episode]) -> Figures:
-    """Curve, horizons, first errors and hazard of episodes played in an environment made with `env_kwargs`."""
-    curve = [point for point in success_curve(episodes) if point.success.n]
+async def measured(
+    env_id: str, env_kwargs: Mapping[str, Any], episodes: Iterable[Episode], num_planned: int | None = None
+) -> Figures:
+    """Coverage, curve, horizons, first errors and hazard of episodes played in an environment made with `env_kwargs`.
+    Without `num_planned`, they are all that was planned."""
+    episodes = sorted(episodes, key=lambda e: (e.group, e.task_id, e.attempt))  # in whatever order they ended
+    found = summarise(env_id, "", episodes, num_planned=num_planned)
+    told, curve = found.as_json(), [point for point in found.by_horizon if point.success.n]
     made: Figures = {"by_horizon": [point.as_json() for point in curve], "h50": None, "h80": None}
+    made["attempts"] = {name: told[name] for name in ("num_planned", "num_scored", "coverage", "verdict")}
     if curve:
         made |= {name: half_horizon(curve, level).as_json() for name, level in (("h50", 0.5), ("h80", 0.8))}
     try:
@@ -289,7 +297,7 @@ def beside(phases: Mapping[str, Figures], trained: Sequence[int] = ()) -> Figure
     made: Figures = {"by_horizon": [row for _, row in sorted(rows.items())]}
     for when, figures in phases.items():
         made |= {f"h50_{when}": figures["h50"], f"h80_{when}": figures["h80"]}
-    for name in ("survival", "hazard", "conditioning", "map", "why_no_errors"):
+    for name in ("attempts", "survival", "hazard", "conditioning", "map", "why_no_errors"):
         if any(figures.get(name) for figures in phases.values()):
             made[name] = {when: figures.get(name) for when, figures in phases.items()}
     return made

@@ -46,11 +46,20 @@ def remarks(summary: Figures) -> list[str]:
             continue
         if "h50_before" in summary:
             lines.append(f"{when}:")
+        attempts = (summary.get("attempts") or {}).get(when) or {}
+        if missing := _missing(attempts):
+            lines.append(f"coverage {100 * attempts['coverage']:.1f} %, {attempts['verdict']}{missing}")
         lines.append(f"H50 {_half(summary[f'h50_{when}'])}, H80 {_half(summary[f'h80_{when}'])} (success curve)")
         lines += _of_errors(summary, when) + _of_planted((summary.get("conditioning") or {}).get(when))
         for level in (summary.get("map") or {}).get(when) or ():
-            lines.append(f"H50 {_half(level['h50'])} at difficulty {level['difficulty']}")
+            lines.append(f"H50 {_half(level['h50'])} at difficulty {level['difficulty']}{_missing(level)}")
     return lines
+
+
+def _missing(of: Figures) -> str:
+    """How much is scored, where that is not all."""
+    scored, planned = of.get("num_scored", 0), of.get("num_planned", 0)
+    return f" ({scored} of {planned} attempts scored)" if scored < planned else ""
 
 
 def _of_errors(summary: Figures, when: str) -> list[str]:

@@ -49,11 +49,18 @@ class ShowConfig:
 
 def main(argv: Sequence[str]) -> int:
     config = parse(ShowConfig, argv, "agentgym show", EXAMPLE)
-    folder = find_run(config.run)
+    folder = find_run(config.run, "run.sqlite", "summary.json")
+    wants_figures = (config.episode, config.task, config.attempt, config.update, config.failed) == (*(None,) * 4, False)
+    if not (folder / "run.sqlite").is_file():  # `agentgym horizon RUN` plays nothing
+        if not wants_figures:
+            told = read_summary(folder).get("run")
+            raise ConfigError(f"{folder} holds figures and no episodes; those it measured are in {told}")
+        show_figures(folder, {})
+        return 0
     store = Store(folder / "run.sqlite", readonly=True)
     try:
         phases = store.runs()
-        if (config.episode, config.task, config.attempt, config.update, config.failed) == (*(None,) * 4, False):
+        if wants_figures:
             show_figures(folder, phases)
         else:
             episode, index = choose_episode(store, choose_phase(config.phase, phases, folder), config)
@@ -63,10 +70,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def find_run(name: str) -> Path:
-    """The folder of that path, or of that name under runs/. Raises ConfigError naming the nearest."""
+def find_run(name: str, *files: str) -> Path:
+    """The folder of that path, or of that name under runs/, that holds one of the files, or else episodes. Raises
+    ConfigError naming the nearest."""
     for folder in (Path(name), Path("runs") / name):
-        if (folder / "run.sqlite").is_file():
+        if any((folder / file).is_file() for file in files or ("run.sqlite",)):
             return folder
     known = [path.parent.name for path in sorted(Path("runs").glob("*/run.sqlite"))]
     there = f" Runs here: {', '.join(known[:10])}." if known else " There are no runs under runs/ here."
@@ -77,7 +85,8 @@ def choose_phase(wanted: str | None, phases: Mapping[str, int], folder: Path) ->
     if not phases:
         raise ConfigError(f"{folder} holds no finished episode yet")
     if wanted is None:
-        return next((name for name in TRAINED if name in phases), list(phases)[-1])
+        known = () if _is_evaluation(phases, folder) else TRAINED
+        return next((name for name in known if name in phases), list(phases)[-1])
     if wanted not in phases:
         known = f"{folder} has {', '.join(phases)}{nearest(wanted, list(phases))}"
         raise ConfigError(f"there is no phase {wanted!r}: {known}")
@@ -86,8 +95,14 @@ def choose_phase(wanted: str | None, phases: Mapping[str, int], folder: Path) ->
 
 def choose_phases(wanted: str | None, phases: Mapping[str, int], folder: Path) -> tuple[str, ...]:
     """The phase that is meant; of an evaluation every part."""
-    is_evaluation = wanted is None and not phases.keys() & {*TRAINED}
-    return tuple(phases) if is_evaluation and phases else (choose_phase(wanted, phases, folder),)
+    is_whole = wanted is None and phases and _is_evaluation(phases, folder)
+    return tuple(phases) if is_whole else (choose_phase(wanted, phases, folder),)
+
+
+def _is_evaluation(phases: Mapping[str, int], folder: Path) -> bool:
+    """Whether every phase is a part of an evaluation, whatever a suite calls it."""
+    path = folder / "summary.json"
+    return not phases.keys() & {*TRAINED} or (path.is_file() and read_summary(folder).get("command") == "eval")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -150,12 +165,15 @@ def show_figures(folder: Path, phases: Mapping[str, int]) -> None:
         say(safe("\n".join(horizon_table.remarks(summary)) if is_horizon else _headline(summary)))
         if summary.get("by_horizon"):
             Console().print(horizon_table.rates_table(columns(summary)))
-    kb = (folder / "run.sqlite").stat().st_size / 1000
-    size = f"; {kb / sum(phases.values()):,.1f} kB each" if phases else ""
-    say("episodes: " + (", ".join(f"{phase} {n:,}" for phase, n in phases.items()) or "none yet") + size)
+    if (folder / "run.sqlite").is_file():
+        files = [folder / "run.sqlite", folder / "run.sqlite-wal"]  # what is new lies in the second until it is closed
+        kb = sum(path.stat().st_size for path in files if path.is_file()) / 1000
+        size = f"; {kb / sum(phases.values()):,.1f} kB each" if phases else ""
+        say("episodes: " + (", ".join(f"{phase} {n:,}" for phase, n in phases.items()) or "none yet") + size)
     if (folder / "report.html").is_file():
         say(f"report: {folder / 'report.html'}")
-    say(f"An episode: agentgym show {folder} --episode 0")
+    if phases:
+        say(f"An episode: agentgym show {folder} --episode 0")
 
 
 def _headline(summary: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from agentgym.ledger import Episode
 
 NUM_BINS = 10
 COVERAGES = (0.25, 0.5, 0.75, 1.0)  # at which `as_json` tells the selective accuracy
+ANSWER = {"chosen", "key", "confidence"}  # what an environment says of an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +84,7 @@ def stated(episode: Episode) -> list[tuple[float | None, bool]]:
         return []
     given = final.get("given")
     if isinstance(given, Sequence) and not isinstance(given, str):
-        answers = [
-            each for each in given if isinstance(each, Mapping) and {"chosen", "key", "confidence"} <= each.keys()
-        ]
+        answers = [each for each in given if isinstance(each, Mapping) and each.keys() >= ANSWER]
         return [(_share(each["confidence"]), each["chosen"] == each["key"]) for each in answers]
     return [(_share(final["confidence"]), episode.success)] if "confidence" in final else []
 

@@ -172,7 +172,7 @@ async def conditioning(
             )  # fmt: skip
             after.append({e.task_id: e for e in store.episodes(run=phase) if e.counts})
         ours, gold = after
-        for task in ours.keys() & gold.keys():
+        for task in sorted(ours.keys() & gold.keys()):
             found.setdefault(task, []).append(_is_right(ours[task], gold[task], history))
     return conditioned(found, shares, history)
 

@@ -134,7 +134,7 @@ def summarise(
         overall=success_interval(scored),
         reward=mean_interval(by_task(scored, lambda e: e.reward), within_unit=is_unit),
         reward_parts={name: sum(e.reward_parts.get(name, 0.0) for e in scored) / len(scored) for name in parts},
-        passes=tuple(passes(by_task(scored, lambda e: e.success))),
+        passes=tuple(passes({e.task_id: [] for e in episodes} | by_task(scored, lambda e: e.success))),
         by_horizon=tuple(success_curve(episodes)),
         num_planned=len(episodes) if num_planned is None else num_planned, num_played=len(episodes), num_cut=num_cut,
         failures=Counter(str(e.failure.kind) for e in episodes if e.failure is not None), causes=_causes(episodes),

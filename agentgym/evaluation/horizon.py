@@ -16,6 +16,7 @@ import numpy as np
 from agentgym.errors import ConfigError
 from agentgym.evaluation.intervals import Array, Interval, by_task, cluster_wilson, is_number
 from agentgym.ledger import Episode
+from agentgym.messages import MAX_COUNT
 
 WIDE = 2.0  # factor between tested horizons above which the interval of a crossing is too narrow
 
@@ -77,7 +78,7 @@ def success_curve(episodes: Iterable[Episode]) -> list[Point]:
 def horizon_of(episode: Episode) -> int | None:
     """The horizon that the task of an episode names, at least 1; None where it names none, or nonsense."""
     told: Any = episode.metadata.get("horizon")
-    return int(told) if is_number(told) and told >= 1 else None
+    return int(told) if is_number(told) and 1 <= told < MAX_COUNT else None
 
 
 def half_horizon(curve: Sequence[Point], level: float = 0.5, draws: int = 500, seed: int = 0) -> HalfHorizon:
@@ -101,7 +102,7 @@ def half_horizon(curve: Sequence[Point], level: float = 0.5, draws: int = 500, s
     crossings = [crossing(horizons, _non_increasing(drawn, n), level) for drawn in fitted]
     low, high = np.quantile(crossings, [0.025, 0.975], method="closest_observation")
     value = crossing(horizons, _non_increasing(rates, n), level)
-    found = bounded(value, float(low), float(high), horizons[-1], level)
+    found = bounded(value, float(low), float(high), float(horizons[-1]), level)
     after = int(np.searchsorted(horizons, found.value, side="right"))
     is_between = 0 < after < len(horizons)
     return replace(found, gap=float(horizons[after] / horizons[after - 1])) if is_between else found
@@ -122,7 +123,6 @@ def crossing(horizons: Array, rates: Array, level: float) -> float:
 
 def bounded(value: float, low: float, high: float, last: float, level: float) -> HalfHorizon:
     """A crossing and its interval, with what lies beyond the `last` horizon brought back to it and flagged."""
-    last = float(last)
     ends = (min(value, last), min(low, last), min(high, last))
     return HalfHorizon(*ends, at_least=math.isinf(value), high_at_least=math.isinf(high), level=level)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from agentgym.errors import ConfigError
 from agentgym.evaluation.intervals import Array, is_number, or_null
 from agentgym.ledger import Episode
 
+CELLS = 600_000  # weights that are fitted at once: a few megabytes
 REGULARISATION = 100.0  # C of METR's fit: the inverse strength of the penalty on the slope
 
 
@@ -59,11 +60,11 @@ def time_horizon(
     Raises ConfigError."""
     if not runs or min(run.minutes for run in runs) <= 0:
         raise ConfigError("a time horizon needs runs, on tasks that take people more than 0 minutes")
-    w = invsqrt_task_weights(runs) if weights is None else np.asarray(weights, dtype=np.float64)
-    x = np.log2([run.minutes for run in runs])
-    y = np.array([run.success for run in runs], dtype=np.float64)
-    times = _resampled(runs, draws, np.random.default_rng(seed))
-    fits = fit_logistic(x, y, np.vstack([np.ones(len(runs)), times]) * w)
+    w = invsqrt_task_weights(runs).tolist() if weights is None else weights
+    kinds = Counter(sorted((r.family, r.task, r.minutes, r.success, each) for r, each in zip(runs, w, strict=True)))
+    minutes, y, each = np.array([kind[2:] for kind in kinds], dtype=np.float64).T
+    x, random = np.log2(minutes), np.random.default_rng(seed)
+    fits = np.vstack([fit_logistic(x, y, times * each) for times in _resampled(kinds, draws, random)])
     p50, p80 = (_crossing(fits, level) for level in (0.5, 0.8))
     # order statistics, since an infinite value has no place between two others
     ends = np.quantile([p50[1:], p80[1:]], (0.025, 0.975), axis=1, method="nearest")
@@ -103,25 +104,28 @@ def fit_logistic(x: Array, y: Array, weights: Array, c: float = REGULARISATION) 
     fits[:, 0] = np.where(won, np.inf, -np.inf)
     w, beta = weights[open_rows], np.zeros((int(open_rows.sum()), 2))
     design = np.stack([np.ones_like(x), x], axis=1)
-    penalty = np.diag([0.0, 1.0 / c])
+    squares, penalty = (design[:, :, None] * design[:, None]).reshape(-1, 4), np.diag([0.0, 1.0 / c])
 
-    def loss(beta: Array) -> Array:
+    def at(beta: Array) -> tuple[Array, Array]:
+        """The losses, and the chances of success."""
         z = beta @ design.T
-        return (w * (np.logaddexp(0, z) - y * z)).sum(axis=1) + (beta[:, 1] ** 2) / (2 * c)
+        soft = np.logaddexp(0, z)
+        return (w * (soft - y * z)).sum(axis=1) + (beta[:, 1] ** 2) / (2 * c), np.exp(z - soft)
 
+    loss, p = at(beta)
     for _ in range(100):
-        p = np.exp(-np.logaddexp(0, -beta @ design.T))
         gradient = (w * (p - y)) @ design + beta @ penalty
-        hessian = np.einsum("kn,ni,nj->kij", w * p * (1 - p), design, design) + penalty
+        hessian = ((w * p * (1 - p)) @ squares).reshape(-1, 2, 2) + penalty
         step = np.linalg.solve(hessian, gradient[..., None])[..., 0]
-        size = np.ones(len(beta))
+        size, before = np.ones(len(beta)), loss
         for _ in range(30):  # halve the steps that overshoot
-            worse = loss(beta - size[:, None] * step) > loss(beta) * (1 + 1e-12)
+            loss, p = at(beta - size[:, None] * step)
+            worse = loss > before * (1 + 1e-12)
             if not worse.any():
                 break
             size[worse] /= 2
         beta = beta - size[:, None] * step
-        if not len(beta) or (np.abs(step) < 1e-10 * (1 + np.abs(beta))).all():
+        if not len(beta) or (np.abs(step) < 1e-8 * (1 + np.abs(beta))).all():
             break  # the next step would be its square
     fits[open_rows] = beta
     return fits
@@ -136,16 +140,24 @@ def _crossing(fits: Array, level: float) -> Array:
     return np.where(slope < 0, minutes, np.where(intercept >= above, np.inf, 0.0))
 
 
-def _resampled(runs: Sequence[Run], draws: int, random: np.random.Generator) -> Array:
-    """[draws, n] how often each run was drawn: families, of each the tasks, of each the runs, with replacement."""
-    tree: dict[str, dict[str, list[int]]] = {}
-    for index, run in enumerate(runs):
-        tree.setdefault(run.family, {}).setdefault(run.task, []).append(index)
-    families = [[np.array(indices) for indices in tasks.values()] for tasks in tree.values()]
-    times = np.zeros((draws, len(runs)))
-    for row in times:
-        for family in random.integers(len(families), size=len(families)):
-            tasks = families[family]
-            for task in random.integers(len(tasks), size=len(tasks)):
-                row += np.bincount(random.choice(tasks[task], size=len(tasks[task])), minlength=len(runs))
-    return times
+def _resampled(kinds: Mapping[tuple, int], draws: int, random: np.random.Generator) -> Iterator[Array]:
+    """[.., kinds] how often runs of each kind occur: as they are, then in every draw of families, of each the tasks, of
+    each the runs, with replacement. kinds: (family, task, …), sorted -> runs that are alike in all of it."""
+    yield np.array([[*kinds.values()]], dtype=np.float64)
+    tree: dict[str, dict[str, dict[tuple, int]]] = {}
+    for kind, num_runs in kinds.items():
+        tree.setdefault(kind[0], {}).setdefault(kind[1], {})[kind] = num_runs
+    for once in np.array_split(np.ones(draws, dtype=np.int64), -(-draws * len(kinds) // CELLS)):
+        yield np.array(_drawn(tree, once, random), dtype=np.float64).T
+
+
+def _drawn(tree: Mapping[Any, Any], times: Any, random: np.random.Generator) -> list[Any]:
+    """How often each leaf of a tree is drawn, where its branch is drawn `times` [draws], each time as often as it has
+    members: a leaf stands for its number of them."""
+    sizes = [branch if isinstance(branch, int) else 1 for branch in tree.values()]
+    all_times = times * sum(sizes)
+    drawn = random.multinomial(all_times, np.array(sizes) / sum(sizes)).T if len(sizes) > 1 else [all_times]
+    leaves = []
+    for branch, often in zip(tree.values(), drawn, strict=True):
+        leaves += [often] if isinstance(branch, int) else _drawn(branch, often, random)
+    return leaves

@@ -43,10 +43,10 @@ def pass_hat_k(n: int, c: int) -> Array:
 
 
 def passes(outcomes: Mapping[str, Sequence[bool]]) -> list[Passes]:
-    """Both rates for k = 1 to the most attempts that a task has. outcomes: task id -> success per scored attempt."""
-    counts = [(len(attempts), sum(map(bool, attempts))) for attempts in outcomes.values()]
-    rates = [(pass_at_k(n, c), pass_hat_k(n, c)) for n, c in counts]
-    return [_at(k, rates) for k in range(1, max((n for n, _ in counts), default=0) + 1)]
+    """Both rates for k = 1 to the most attempts that a task has. outcomes: task id -> success per scored attempt; a
+    task without any is left out of every k."""
+    rates = [(pass_at_k(len(won), sum(won)), pass_hat_k(len(won), sum(won))) for won in outcomes.values()]
+    return [_at(k, rates) for k in range(1, max((len(each) for each, _ in rates), default=0) + 1)]
 
 
 def _at(k: int, rates: Sequence[tuple[Array, Array]]) -> Passes:

@@ -32,7 +32,7 @@ async def evaluate(
     horizons: Sequence[int] | None = None, limit: int = 100, start: int = 0, task_ids: Sequence[str] = (),
     attempts: int = 1, seed: int = 0, concurrency: int = 64, env_kwargs: Mapping[str, Any] | None = None,
     steady: bool = True, meter: Meter | None = None, plan: Plan | None = None, num_parameters: int | None = None,
-    tally: Tally | None = None, progress: Progress | None = None,
+    tally: Tally | None = None, progress: Progress = lambda done, planned: None,
 ) -> Evaluation:  # fmt: skip
     """Play `attempts` episodes on each of `limit` distinct tasks of the split, from position `start` on (or on those of
     `task_ids`), and sum up.
@@ -54,22 +54,18 @@ async def evaluate(
         for group, task in enumerate(tasks)
         for attempt in range(attempts)
     ]
-    keys = {(slot.task_id, slot.attempt) for slot in slots}
+    order = {(slot.task_id, slot.attempt): number for number, slot in enumerate(slots)}
     kept: set[tuple[str, int]] = set()
     tally = tally or Tally()
     tally.num_planned = len(slots)
     if store is not None:
-        _refuse_fewer({(task, attempt) for _, task, attempt in store.keys(run)} - keys, store)
+        _refuse_fewer({(task, attempt) for _, task, attempt in store.keys(run)} - order.keys(), store)
         store.reopen_failed(run)
         kept = {(task, attempt) for _, task, attempt in store.keys(run)}
         for episode in store.episodes(run=run):
             if (episode.task_id, episode.attempt) in kept:
                 tally.add(episode)
         await asyncio.to_thread(_refuse_changes, env_id, kwargs, tally.episodes)
-
-    def show() -> None:
-        if progress is not None:
-            progress(len(tally.episodes), len(slots))
 
     waiting = [slot for slot in slots if (slot.task_id, slot.attempt) not in kept]
     paying = policy if meter is None else meter.wrap(policy)
@@ -78,10 +74,9 @@ async def evaluate(
         concurrency=concurrency, steady=steady,
     )  # fmt: skip
     try:
-        num_cut = await _played(driver, waiting, tally, meter, show)
+        num_cut = await _played(driver, waiting, tally, meter, lambda: progress(len(tally.episodes), len(slots)))
     finally:
         await asyncio.to_thread(driver.close)
-    order = {(slot.task_id, slot.attempt): number for number, slot in enumerate(slots)}
     tally.episodes.sort(key=lambda e: order[e.task_id, e.attempt])  # resumed and uninterrupted give the same figures
     # a world that could not be built has told the episode nothing of its task: its horizon lost it all the same
     told = [e if e.metadata else replace(e, metadata=tasks[e.task_id].metadata) for e in tally.episodes]

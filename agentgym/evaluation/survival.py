@@ -70,9 +70,9 @@ def first_errors(episodes: Iterable[Episode], paths: Paths) -> list[FirstError]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Survival:
-    """Share of attempts without an error after k = 1, 2, … steps, with its pointwise 95 % band. Arrays are [cap]."""
+    """Share of attempts without an error after k steps, with its pointwise 95 % band. Arrays are [steps]."""
 
-    steps: Array
+    steps: Array  # from 1 to the last: those around which an attempt ended; between two of them nothing changes
     share: Array
     low: Array
     high: Array
@@ -82,7 +82,7 @@ class Survival:
     def horizon(self, level: float = 0.5) -> HalfHorizon:
         """H50 and the like, by inverting the band (Brookmeyer & Crowley 1982); interpolated in log k."""
         value, low, high = (crossing(self.steps, curve, level) for curve in (self.share, self.low, self.high))
-        return bounded(value, low, high, self.steps[-1], level)
+        return bounded(value, low, high, float(self.steps[-1]), level)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -103,7 +103,7 @@ def kaplan_meier(errors: Sequence[FirstError], level: float = 0.95) -> Survival:
         raise ConfigError("no attempt has a first-error time: the environment names no states, or no task a horizon")
     step = np.array([e.step for e in errors])
     seen = np.array([e.seen for e in errors])
-    steps = np.arange(1, step.max() + 1)
+    steps = np.unique(np.clip([0 * step, step - 1, step, step + 1], 1, step.max()))
     at_risk = step[:, None] >= steps
     wrong = (step[:, None] == steps) & seen[:, None]
     left, lost = at_risk.sum(0), wrong.sum(0)

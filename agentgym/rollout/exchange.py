@@ -26,12 +26,13 @@ from agentgym.messages import JSON, Message, ToolCall, assistant, clean, raw_cal
 from agentgym.plugins import function_at
 from agentgym.rollout import atif
 from agentgym.rollout.store import packed, unpacked
+from agentgym.spaces import as_message
 
 Line = dict[str, Any]
 Reader = Callable[[Path, list[str] | None], Iterable[Episode]]  # of somebody's own files; the list as in `read`
 READERS = "agentgym.readers"  # entry-point group: format name -> "module:function", a Reader
 # of a line that is no episode
-FAULTS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, zlib.error)
+FAULTS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, zlib.error, ConfigError)
 OURS = "agentgym"
 OWN = ("finish_reason", "num_tokens", "prompt_tokens")  # of a message, that OpenAI's keys cannot say
 ROLES = {"developer": "system", "function": "tool"}  # older and newer names of the same
@@ -60,7 +61,7 @@ def to_line(episode: Episode) -> Line:
 
 def from_line(line: Mapping[str, Any], index: int) -> Episode:
     """The episode of a line, ours or anybody's with `messages`; `index` numbers those that have no task id.
-    Raises what indexing raises where it is none (KeyError, TypeError, ValueError, …)."""
+    Raises what indexing raises where it is none (KeyError, TypeError, ValueError, …), and ConfigError."""
     rest = _Rest(line.get(OURS) or {})
     own = rest("messages", dict, {})
     messages = tuple(_message(m, own.get(str(i), {})) for i, m in enumerate(line["messages"]))
@@ -147,7 +148,8 @@ def _own(message: Message) -> dict[str, JSON]:
 
 
 def _message(line: Mapping[str, Any], own: Mapping[str, Any]) -> Message:
-    """A message of anybody's line. Raises what indexing raises, and ValueError for a role that there is not."""
+    """A message of anybody's line. Raises what indexing raises, ValueError for a role that there is not, and
+    ConfigError for a count that is none."""
     role = ROLES.get(line["role"], line["role"])
     if role not in ("system", "user", "assistant", "tool"):
         raise ValueError(f"role {role!r:.40} is none of system, user, assistant, tool")
@@ -166,9 +168,10 @@ def _message(line: Mapping[str, Any], own: Mapping[str, Any]) -> Message:
     for key in ("tool_call_id", "name"):
         if line.get(key) is not None:
             made[key] = clean(str(line[key]))
+    checked: Any = as_message({key: own[key] for key in OWN if key in own})
     for key in OWN:
-        if key in own:
-            made[key] = own[key]
+        if key in checked:
+            made[key] = checked[key]
     return made
 
 

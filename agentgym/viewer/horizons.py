@@ -18,8 +18,11 @@ def measured(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = []
     for when in WHEN:
         parts = {name: (summary.get(name) or {}).get(when) for name in ("survival", "hazard", "conditioning", "map")}
-        if any(parts.values()):
-            found.append({"when": when, **parts, "why": (summary.get("why_no_errors") or {}).get(when)})
+        attempts = (summary.get("attempts") or {}).get(when) or {}
+        missing = attempts if attempts.get("num_scored", 0) < attempts.get("num_planned", 0) else None
+        if any(parts.values()) or missing:
+            why = (summary.get("why_no_errors") or {}).get(when)
+            found.append({"when": when, **parts, "why": why, "missing": missing})
     return found
 
 
@@ -67,9 +70,14 @@ def _difficulty_figure(when: str, levels: Sequence[Mapping[str, Any]]) -> str:
 
 
 def halves(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The 50 % horizons, as text and interval."""
+    """The 50 % horizons, as text and interval, and whether too much of an evaluation is missing."""
     whens = ("before", "after", "greedy_after")
-    return {when: half | {"text": half_text(half)} for when in whens if (half := summary.get(f"h50_{when}"))}
+    told = {when: attempts.get("verdict") for when, attempts in (summary.get("attempts") or {}).items()}
+    return {
+        when: half | {"text": half_text(half), "verdict": told.get(when)}
+        for when in whens
+        if (half := summary.get(f"h50_{when}"))
+    }
 
 
 def half_text(half: Mapping[str, Any]) -> str:

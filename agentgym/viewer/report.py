@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,8 @@ def render(
         figures=_figures(summary, metrics),
         stops=_stops(phases),
         time=_time(summary, metrics),
-        failures=_failure_rows(phases, metrics),
-        samples=samples(phases.get("before", ()), phases.get("after", ())),
+        failures=_failure_rows(phases, metrics, planned(summary)),
+        samples=samples(*_sides(summary, phases)),
         versions=summary.get("versions") or {},
         config=flat(summary.get("config") or {}),
     )
@@ -137,6 +138,15 @@ def _read_phases(run_dir: Path) -> dict[str, list[Episode]]:
         return {p: list(store.episodes(run=p)) for p in store.runs() if p != "train" and "planted" not in p}
     finally:
         store.close()
+
+
+def _sides(
+    summary: Mapping[str, Any], phases: Mapping[str, Sequence[Episode]]
+) -> tuple[Sequence[Episode] | None, Iterable[Episode]]:
+    """The episodes before, where there was a before, and those after; of an evaluation all of them."""
+    if summary.get("command") == "eval":
+        return None, chain.from_iterable(phases.values())
+    return phases.get("before"), phases.get("after", ())
 
 
 def _facts(summary: Mapping[str, Any]) -> list[str]:
@@ -266,32 +276,41 @@ def _bar(amounts: Iterable[tuple[str, float]], color: Any, text: Any) -> list[Sh
     ]
 
 
+def planned(summary: Mapping[str, Any]) -> dict[str, int]:
+    """The attempts that a phase was to have, where the summary says it."""
+    told = dict(summary.get("attempts") or {})  # of `agentgym horizon`
+    if summary.get("command") == "eval":
+        told = {part["name"]: part for part in summary.get("environments") or [{**summary, "name": "eval"}]}
+    return {phase: n for phase, figures in told.items() if (n := (figures or {}).get("num_planned"))}
+
+
 def _failure_rows(
-    phases: Mapping[str, Sequence[Episode]], metrics: Sequence[Mapping[str, Any]]
+    phases: Mapping[str, Sequence[Episode]], metrics: Sequence[Mapping[str, Any]], num_planned: Mapping[str, int]
 ) -> list[dict[str, Any]]:
     """Per phase: episodes, failures by whose fault they are, the denominator and the coverage."""
     rows = []
     for phase, episodes in phases.items():
         kinds = Counter(str(e.failure.kind) for e in episodes if e.failure is not None)
-        rows.append(_failure_row(_phase_label(phase), len(episodes), kinds))
+        rows.append(_failure_row(_phase_label(phase), len(episodes), kinds, num_planned.get(phase, len(episodes))))
     kinds, played = Counter(), 0
     for record in metrics:
         kinds.update({kind: int(n) for kind, n in (record.get("failures") or {}).items() if kind in _KINDS})
         played += sum(int(n) for n in (record.get("stop_reasons") or {}).values())
     if played:
         place = next((i for i, phase in enumerate(phases) if phase.startswith("after")), len(rows))
-        rows.insert(place, _failure_row("training", played, kinds))
+        rows.insert(place, _failure_row("training", played, kinds, played))
     return rows
 
 
 _KINDS = ("policy", "task", "infrastructure")
 
 
-def _failure_row(label: str, played: int, kinds: Mapping[str, int]) -> dict[str, Any]:
+def _failure_row(label: str, played: int, kinds: Mapping[str, int], num_planned: int) -> dict[str, Any]:
     scored = played - kinds.get("task", 0) - kinds.get("infrastructure", 0)
-    coverage = scored / played if played else 0.0
+    coverage = scored / num_planned if num_planned else 0.0
     counts = {kind: kinds.get(kind, 0) for kind in _KINDS}
-    return {"label": label, "played": played, "scored": scored, "coverage": coverage, **counts}
+    about = {"label": label, "planned": num_planned, "played": played, "scored": scored}
+    return {**about, "coverage": coverage, **counts}
 
 
 def _phase_label(phase: str) -> str:

@@ -21,11 +21,13 @@ _UNSEEN = re.compile(  # line ends and tabs are seen
 )
 
 
-def samples(before: Iterable[Episode], after: Iterable[Episode]) -> list[dict[str, Any]]:
-    """The same tasks before and after: the first task of evenly chosen horizons, whatever came of them, and then the
-    first failure after training, where there is one. Chosen by rule, so that nobody picks the pretty ones."""
-    earlier = {e.task_id: e for e in before if e.attempt == 0}
+def samples(before: Iterable[Episode] | None, after: Iterable[Episode]) -> list[dict[str, Any]]:
+    """The same tasks before and after, or without a before alone: the first task of evenly chosen horizons, whatever
+    came of them, and then the first failure after training, where there is one. Chosen by rule, so that nobody picks
+    the pretty ones."""
     later = {e.task_id: e for e in after if e.attempt == 0}
+    earlier = later if before is None else {e.task_id: e for e in before if e.attempt == 0}
+    sides = {"": later} if before is None else {"before": earlier, "after": later}
     first: dict[Any, str] = {}
     for task_id, episode in later.items():
         if task_id in earlier:
@@ -39,12 +41,13 @@ def samples(before: Iterable[Episode], after: Iterable[Episode]) -> list[dict[st
         (t for t, e in later.items() if t in earlier and e.counts and not e.success and t not in picked), None
     )
     tasks = [*picked, failed] if failed is not None else picked
+    why = "first failure" if before is None else "first failure after training"
     return [
         {
             "task": task_id,
             "horizon": later[task_id].metadata.get("horizon"),
-            "why": "first failure after training" if task_id == failed else None,
-            "sides": [("before", told(earlier[task_id])), ("after", told(later[task_id]))],
+            "why": why if task_id == failed else None,
+            "sides": [(when, told(episodes[task_id])) for when, episodes in sides.items()],
         }
         for task_id in tasks
     ]

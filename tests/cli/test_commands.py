@@ -1,9 +1,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from agentgym.cli.doctor import disk
+from agentgym.messages import user
+from agentgym.rollout.store import Store
 
 
 def test_list_shows_ids_horizons_and_splits(here):
@@ -45,6 +48,27 @@ def test_show_names_what_there_is_when_asked_for_what_is_not(here):
         done = here("show", *args)
         assert done.returncode == 2
         assert words in done.stderr
+
+
+def test_show_counts_what_the_log_beside_the_file_still_holds(here, tmp_path):
+    here("eval", "agentgym/Door-v0", "--limit", "4")
+    folder = tmp_path / "runs/eval-Door-v0-gold-1"
+    (folder / "summary.json").unlink()
+    with Store(folder / "run.sqlite") as store:  # as a run that is still under way
+        episode = next(store.episodes())
+        store.add(replace(episode, task_id="test:long", messages=(user("x" * 1_000_000), *episode.messages)))
+        each_kb = float(here("show", folder.name).stdout.partition("; ")[2].partition(" kB each")[0].replace(",", ""))
+    assert each_kb * 5 > sum(path.stat().st_size for path in folder.glob("run.sqlite")) / 1000
+
+
+def test_a_part_of_a_suite_may_be_called_like_a_phase_of_training(here, tmp_path):
+    parts = "".join(f"[[part]]\nenv = 'agentgym/Door-v0'\nname = '{name}'\nlimit = 1\n" for name in ("after", "doors"))
+    (tmp_path / "mine.toml").write_text(parts)
+    assert here("eval", "--suite", "mine.toml", "--output", "both").returncode == 0
+    judged = here("score", "both").stdout
+    assert "phase after: 1 of 1 judged again" in judged
+    assert "phase doors: 1 of 1 judged again" in judged
+    assert " · phase doors · " in here("show", "both", "--episode", "0").stdout
 
 
 def test_show_of_a_broken_summary_names_the_file(here, tmp_path):

@@ -61,6 +61,10 @@ def test_an_interrupted_measurement_goes_on_to_the_same_figures(here, tmp_path):
         for run in store.runs():
             if "planted" in run:
                 store.reopen(run, from_update=0)
+        played = list(store.episodes(run="after"))
+        store.reopen("after", from_update=0)  # and half of the first
+        for episode in played[1::2]:
+            store.add(episode)
     refused = here(*flags, "--output", str(cut))
     assert refused.returncode == 2
     assert "add --resume to go on" in refused.stderr
@@ -70,6 +74,35 @@ def test_an_interrupted_measurement_goes_on_to_the_same_figures(here, tmp_path):
     assert here(*flags, "--output", str(cut), "--resume").returncode == 0
     for name in ("by_horizon", "h50_after", "survival", "hazard", "conditioning"):
         assert summary_of(cut)[name] == summary_of(whole)[name]
+
+
+def test_what_is_missing_is_told_and_below_nine_tenths_nothing_is_decided(here, tmp_path, monkeypatch):
+    (tmp_path / "flaky.py").write_text(
+        "from agentgym.errors import InfrastructureError\n"
+        "def reply(messages, tools, seed):\n"
+        "    if seed % 10 < 7:\n        raise InfrastructureError('the server is gone')\n    return 'no'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = ("--model", "flaky:reply", "--horizon", "1", "2", "--limit", "5", "--attempts", "1")
+    done = here("horizon", "agentgym/Lookup-v0", *flags, "--history", "0", "--output", "x")
+    attempts = summary_of(tmp_path / "x")["attempts"]["after"]
+    scored = attempts["num_scored"]
+    assert 0 < scored < 9
+    assert attempts == {"num_planned": 10, "num_scored": scored, "coverage": scored / 10, "verdict": "undecided"}
+    told = f"coverage {10 * scored:.1f} %, undecided ({scored} of 10 attempts scored)"
+    assert told in done.stdout
+    assert told in here("show", "x").stdout
+    page = (tmp_path / "x/report.html").read_text()
+    assert f"<strong>undecided</strong>; {scored} of 10 attempts scored" in page
+    # of a recorded run what was planned is known from its summary
+    here("eval", "agentgym/Lookup-v0", *flags, "--max-total-tokens", "1000000", "--output", "e")
+    with Store(tmp_path / "e/run.sqlite") as store:
+        kept = list(store.episodes(run="eval"))[:-2]
+        store.reopen("eval", from_update=0)
+        for episode in kept:
+            store.add(episode)
+    here("horizon", "e", "--output", "y")
+    assert summary_of(tmp_path / "y")["attempts"]["after"]["num_planned"] == 10
 
 
 def test_of_a_run_the_episodes_that_are_there_are_measured(here, tmp_path):
@@ -85,6 +118,11 @@ def test_of_a_run_the_episodes_that_are_there_are_measured(here, tmp_path):
     assert found["survival"]["after"] == json.loads(json.dumps(again["survival"]))
     assert [row["after"] for row in found["by_horizon"]] == again["by_horizon"]
     assert not (tmp_path / "measured/run.sqlite").exists()
+    shown = here("show", "measured")
+    assert (shown.returncode, "(success curve)" in shown.stdout, "episode" in shown.stdout) == (0, True, False)
+    asked = here("show", "measured", "--episode", "0")
+    assert asked.returncode == 2
+    assert asked.stderr.endswith(f"measured holds figures and no episodes; those it measured are in {evaluated}\n")
 
 
 def test_an_environment_that_names_no_states_has_a_curve_and_says_why_it_has_no_first_errors(here, tmp_path):
@@ -175,7 +213,10 @@ def test_a_policy_that_only_fails_has_a_report_that_says_so(here, tmp_path, monk
     flags = ("--horizon", "1", "2", "--limit", "2", "--attempts", "1", "--history", "0", "--difficulty", "1")
     done = here("horizon", "agentgym/Lookup-v0", "--model", "broken:reply", *flags, "--output", "x")
     assert done.returncode == 1, done.stderr
-    assert summary_of(tmp_path / "x")["map"]["after"] == [{"difficulty": 1, "by_horizon": [], "h50": None}]
+    row = {"difficulty": 1, "by_horizon": [], "h50": None, "num_planned": 4, "num_scored": 0}
+    assert summary_of(tmp_path / "x")["map"]["after"] == [row]
+    assert "coverage 0.0 %, undecided (0 of 4 attempts scored)" in done.stdout
+    assert "H50 – at difficulty 1 (0 of 4 attempts scored)" in done.stdout
     assert "report   x/report.html" in done.stdout
 
 

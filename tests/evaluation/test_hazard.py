@@ -91,16 +91,27 @@ def test_where_everybody_has_failed_the_band_is_still_a_band():
 def test_where_nobody_has_failed_the_band_is_no_certainty():
     # twenty tasks right through 8 steps, four attempts each: Wilson's of 20 in 20, and of 10 in 10 where half were over
     survival = kaplan_meier([FirstError(f"t{i // 4}", 8, seen=False) for i in range(80)])
-    assert survival.low.tolist() == pytest.approx([20 / 23.841459] * 8)
-    assert survival.high.tolist() == [1] * 8
+    assert survival.steps.tolist() == [1, 7, 8]
+    assert survival.low.tolist() == pytest.approx([20 / 23.841459] * 3)
+    assert survival.high.tolist() == [1] * 3
     over = kaplan_meier([FirstError(f"t{i}", 8 if i % 2 else 4, seen=False) for i in range(20)])
-    assert over.low.tolist() == pytest.approx([20 / 23.841459] * 4 + [10 / 13.841459] * 4)
+    assert over.steps.tolist() == [1, 3, 4, 5, 7, 8]
+    assert over.low.tolist() == pytest.approx([20 / 23.841459] * 3 + [10 / 13.841459] * 3)
+
+
+def test_a_task_of_a_million_million_steps_costs_no_more_than_one_of_eight():
+    # three of four fail at 10^12: H50 lies there, and the step before is still free of errors
+    long = kaplan_meier([FirstError(f"t{i}", 10**12, seen=i < 3) for i in range(4)])
+    assert long.steps.tolist() == [1, 10**12 - 1, 10**12]
+    assert long.share.tolist() == pytest.approx([1, 1, 0.25])
+    assert long.horizon().value == pytest.approx(10**12)
+    assert long.as_json()["steps"][-1] == 10**12
 
 
 def test_one_task_says_nothing_of_the_others_and_two_that_are_alike_little():
     attempts = [(step, step < 8) for step in (1, 2, 3, 5, 8, 8, 8, 8)]
     one = kaplan_meier([FirstError("a", *attempt) for attempt in attempts])
-    assert (one.low.tolist(), one.high.tolist()) == ([0] * 8, [1] * 8)
+    assert (one.low.tolist(), one.high.tolist()) == ([0] * 8, [1] * 8)  # 6 and 7 stand beside 5 and 8
     right = kaplan_meier([FirstError("a", 8, seen=False)]).horizon()
     assert (right.low, right.high_at_least) == (0, True)
     # sixteen attempts are worth no more than sixteen: Greenwood's variance of 15 in 16, Student's quantile of 1 degree

@@ -19,6 +19,7 @@ def test_the_curve_counts_by_horizon_and_states_its_coverage(episode):
         episode("test:c", reward=0.0, horizon=4, failure=FailureKind.INFRASTRUCTURE),
         episode("test:d", reward=0.0, horizon=1, failure=FailureKind.POLICY),
         episode("test:e"),  # no horizon: no place on the curve
+        episode("test:f", horizon=1e299),  # nonsense: neither
     ]
     first, second = success_curve(episodes)
     assert (first.horizon, first.success.successes, first.success.n, first.num_failed) == (1, 0, 1, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -66,6 +67,32 @@ def test_families_not_runs_make_the_interval():
     ratios = [found.p50_interval[1] / found.p50_interval[0] for found in (wide, narrow)]
     assert wide.p50 == pytest.approx(narrow.p50)
     assert ratios[0] > ratios[1]
+
+
+def test_the_interval_is_that_of_drawing_families_tasks_and_runs_one_by_one():
+    runs, random, found = simulated(), np.random.default_rng(1), []
+    weights = dict(zip(runs, invsqrt_task_weights(runs), strict=True))
+    families = [[[*of_task] for of_task in zip(*[iter(runs[i : i + 18])] * 6, strict=True)] for i in range(0, 216, 18)]
+    for _ in range(400):
+        drawn = [
+            tasks[t][r]
+            for tasks in (families[f] for f in random.integers(12, size=12))
+            for t in random.integers(3, size=3)
+            for r in random.integers(6, size=6)
+        ]
+        found.append(time_horizon(drawn, [weights[run] for run in drawn], draws=1).p50)
+    assert time_horizon(runs).p50_interval == pytest.approx(np.quantile(found, (0.025, 0.975)), rel=0.15)
+
+
+def test_eight_thousand_runs_take_few_megabytes():
+    rng = np.random.default_rng(0)
+    runs = [Run(f"f{i % 80}", f"t{i}", float(2 ** rng.uniform(0, 10)), bool(rng.random() < 0.5)) for i in range(8000)]
+    tracemalloc.start()
+    try:
+        time_horizon(runs, draws=200)
+        assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(("success", "p50"), [(True, math.inf), (False, 0.0)])

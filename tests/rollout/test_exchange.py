@@ -6,6 +6,7 @@ import gzip
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -221,6 +222,11 @@ def test_a_conversation_from_elsewhere_has_no_tokens_and_counts_its_attempts(tmp
     )
 
 
+def counted(num_tokens: Any) -> str:
+    """A line of ours whose reply says how many tokens it has."""
+    return json.dumps({"messages": [assistant("Hi")], "agentgym": {"messages": {"0": {"num_tokens": num_tokens}}}})
+
+
 @pytest.mark.parametrize(
     ("line", "named"),
     [
@@ -243,6 +249,9 @@ def test_a_conversation_from_elsewhere_has_no_tokens_and_counts_its_attempts(tmp
         ('{"messages": [], "agentgym": {"reward_parts": "x"}}', "reward_parts is 'x'"),
         ('{"messages": [], "agentgym": {"split": {}}}', "split is {}"),
         ('{"messages": [], "agentgym": {"turns": [[1, 2, 3, 4]]}}', "state_key is 2"),
+        (counted("many"), "num_tokens is a count, not 'many'"),
+        (counted(-5000), "num_tokens is a count, not -5000"),
+        (counted(1 << 40), "num_tokens is a count, not 1099511627776"),
         ("[" * 100_000, "RecursionError"),
         ('{"steps": [{"source": "agent"}], "agent": {}}', "'message'"),
     ],

@@ -230,6 +230,10 @@ def test_samples_are_the_same_tasks_by_rule_and_one_failure(run_dir):
     assert failed.counts
     assert not failed.success
     assert samples(before, []) == []
+    alone = samples(None, after)
+    assert [sample["task"] for sample in alone] == [sample["task"] for sample in shown]
+    assert [when for sample in alone for when, _ in sample["sides"]] == [""] * 5
+    assert alone[4]["why"] == "first failure"
 
 
 def test_durations_and_rates_read_as_a_person_says_them():
@@ -254,6 +258,19 @@ def test_a_suite_has_a_row_for_each_part_and_their_mean(tmp_path):
     assert "environment weight success 95 % interval scored planned" in text
     assert "agentgym/Door-v0 2.5 100.0 % 80.0 % to 100.0 % 20 20 <b>hard</b> 1 – 0.0 % to 100.0 % 0 20" in text
     assert "weighted – 0.0 % to 100.0 % 20 40" in text
+
+
+def test_an_evaluation_that_ended_early_has_the_coverage_of_what_was_planned_and_its_episodes(run_dir, tmp_path):
+    with Store(run_dir / "run.sqlite", readonly=True) as old, Store(tmp_path / "run.sqlite") as new:
+        for episode in old.episodes(run="after", limit=8):
+            new.add(replace(episode, run="eval"))
+    rate = {"rate": 1.0, "low": 0.7, "high": 1.0, "n": 8, "successes": 8}
+    summary = {"command": "eval", "env": "agentgym/Lookup-v0", "verdict": "undecided", "success": rate}
+    (tmp_path / "summary.json").write_text(json.dumps({**summary, "num_planned": 100, "num_scored": 8}))
+    text = text_of(page_of(tmp_path))
+    assert "eval 8 of 100 0 0 0 8 8.0 % undecided" in text
+    assert "Sample episodes Chosen by rule" in text
+    assert text.count("solved") == 4  # horizons 1, 3, 6 and 8 of the first eight
 
 
 def test_an_evaluation_has_a_report_of_its_own(tmp_path):
