@@ -108,10 +108,11 @@ class Meter:
         limit_s = self.budget.max_time
         if limit_s is not None and monotonic() - self._began + self._slowest_s > limit_s:
             return False
-        whole = {key: self._dearest.at_least(paid + self._largest) for key, paid in self._open.items()}
-        reserved = sum((whole[key] - paid for key, paid in self._open.items()), self.spent)
-        if not self.budget.holds(reserved + self._dearest.at_least(self._largest)):
-            return False
+        if self.budget.limits_tokens:
+            paid = self._open.values()
+            whole = sum((self._dearest.at_least(tokens + self._largest) - tokens for tokens in paid), self.spent)
+            if not self.budget.holds(whole + self._dearest.at_least(self._largest)):
+                return False
         _EPISODE.set(key := object())
         self._open[key] = NONE
         return True

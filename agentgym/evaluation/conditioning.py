@@ -142,16 +142,9 @@ def conditioned(outcomes: Mapping[str, Sequence[bool]], shares: Sequence[float],
 
 
 async def conditioning(
-    env_id: str,
-    policy: Policy,
-    *,
-    store: Store,
-    run: str,
-    history: int,
-    shares: Sequence[float] = SHARES,
-    env_kwargs: Mapping[str, Any] | None = None,
-    **played: Any,
-) -> Conditioning:
+    env_id: str, policy: Policy, *, store: Store, run: str, history: int, shares: Sequence[float] = SHARES,
+    env_kwargs: Mapping[str, Any] | None = None, **played: Any,
+) -> Conditioning:  # fmt: skip
     """Play the step after `history` steps on the same tasks for every share, and gold's step beside it.
 
     The step is right where it leads to the state that gold's leads to, or, where gold's leads to no other state or the

@@ -12,7 +12,7 @@ from typing import Any
 
 from agentgym.env import AgentEnv
 from agentgym.errors import ConfigError
-from agentgym.evaluation.budget import PILOT, Meter
+from agentgym.evaluation.budget import PILOT, Budget, Meter
 from agentgym.evaluation.figures import Evaluation, Tally, summarise
 from agentgym.evaluation.suite import Part
 from agentgym.ledger import Episode
@@ -55,7 +55,6 @@ async def evaluate(
         for attempt in range(attempts)
     ]
     order = {(slot.task_id, slot.attempt): number for number, slot in enumerate(slots)}
-    kept: set[tuple[str, int]] = set()
     tally = tally or Tally()
     tally.num_planned = len(slots)
     if store is not None:
@@ -67,57 +66,54 @@ async def evaluate(
                 tally.add(episode)
         await asyncio.to_thread(_refuse_changes, env_id, kwargs, tally.episodes)
 
-    waiting = [slot for slot in slots if (slot.task_id, slot.attempt) not in kept]
-    paying = policy if meter is None else meter.wrap(policy)
+    meter = meter or Meter(Budget(), 0)
+    paying = meter.wrap(policy)
     driver = Driver(
         env_id, paying if plan is None else Computed(paying, plan), run=run, env_kwargs=kwargs, store=store,
         concurrency=concurrency, steady=steady,
     )  # fmt: skip
     try:
-        num_cut = await _played(driver, waiting, tally, meter, lambda: progress(len(tally.episodes), len(slots)))
+        num_cut = await _played(driver, slots, tally, meter, lambda: progress(len(tally.episodes), len(slots)))
     finally:
         await asyncio.to_thread(driver.close)
     tally.episodes.sort(key=lambda e: order[e.task_id, e.attempt])  # resumed and uninterrupted give the same figures
     # a world that could not be built has told the episode nothing of its task: its horizon lost it all the same
     told = [e if e.metadata else replace(e, metadata=tasks[e.task_id].metadata) for e in tally.episodes]
     return summarise(
-        env_id, split, told, num_planned=len(slots), num_cut=num_cut, budget=meter and meter.budget,
+        env_id, split, told, num_planned=len(slots), num_cut=num_cut, budget=meter.budget,
         num_parameters=num_parameters,
     )  # fmt: skip
 
 
-async def _played(
-    driver: Driver, slots: Sequence[Slot], tally: Tally, meter: Meter | None, show: Callable[[], None]
-) -> int:
-    """Play the slots, as far as the budget goes; how many episodes it cut. Where there is a limit a few go first,
-    and where it is of tokens one before them."""
+async def _played(driver: Driver, slots: Sequence[Slot], tally: Tally, meter: Meter, show: Callable[[], None]) -> int:
+    """Play the slots that the tally lacks, as far as the budget goes; how many episodes it cut. Where there is a limit
+    a few go first, and where it is of tokens one before them."""
 
     def finished(episode: Episode) -> None:
         tally.add(episode)
-        if meter is not None:
-            meter.ended(episode)
+        meter.ended(episode)
         show()
 
     def left() -> list[Slot]:
         done = {(episode.task_id, episode.attempt) for episode in tally.episodes}
         return [slot for slot in slots if (slot.task_id, slot.attempt) not in done]
 
-    async def paid(meter: Meter) -> None:
-        tally.is_pilot = meter.budget.has_limit
-        num_first, alone = (PILOT if tally.is_pilot else 0), (1 if meter.budget.limits_tokens else 0)
-        for few in (slots[:alone], slots[alone:num_first]):
-            await driver.collect(few, on_episode=finished, admits=meter.admits)
-        tally.is_pilot = False
-        show()
-        while (rest := left()) and await driver.collect(rest, on_episode=finished, admits=meter.admits):
+    async def paid(slots: Sequence[Slot]) -> Sequence[Episode]:
+        return await driver.collect(slots, on_episode=finished, admits=meter.admits)
+
+    async def all_paid() -> None:
+        if meter.budget.has_limit:
+            tally.is_pilot = True
+            first, alone = left()[:PILOT], int(meter.budget.limits_tokens)
+            await paid(first[:alone])
+            await paid(first[alone:])
+            tally.is_pilot = False
+            show()
+        while await paid(left()):
             pass  # what had no room beside others may have it after them
 
     show()
-    if meter is None:
-        await driver.collect(slots, on_episode=finished)
-        return 0
-    await meter.within(paid(meter))
-    show()
+    await meter.within(all_paid())
     return meter.cut()
 
 
