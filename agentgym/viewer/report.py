@@ -314,7 +314,7 @@ def _failure_row(label: str, played: int, kinds: Mapping[str, int], num_planned:
 
 
 def _phase_label(phase: str) -> str:
-    return phase.replace("_", " ").replace("-", " ")
+    return phase if "/" in phase else phase.replace("_", " ").replace("-", " ")  # an environment's id is one
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
