@@ -1,17 +1,23 @@
 """Chat messages and tool calls, in the shape everybody knows (OpenAI's chat format), as plain JSON dicts.
 
-Owns the types, the constructors, and `clean`: the border where hostile text becomes text that can be stored.
+Owns the types, the constructors, `clean`: the border where hostile text becomes text that can be stored, and `safe`,
+where it becomes text that can be shown.
 How a call is spelt inside text is syntax.py's business."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any, Literal, NotRequired, TypedDict
 
 JSON = Any  # dict, list, str, int, float, bool or None, nested
 MAX_COUNT = 1 << 40  # of tokens in one message: what is above is no count
 Role = Literal["system", "user", "assistant", "tool"]
+_UNSEEN = re.compile(  # line ends and tabs are seen
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e0fff]|\r(?!\n)"
+)
 
 
 class FunctionCall(TypedDict):
@@ -83,6 +89,11 @@ def clean(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def safe(text: str) -> str:
+    """What somebody else wrote, without the characters that would drive a terminal, or that nobody would see."""
+    return _UNSEEN.sub(lambda found: f"‹U+{ord(found[0]):04X}›", text)
 
 
 def canonical(value: JSON) -> str:

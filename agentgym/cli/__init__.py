@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from agentgym.errors import AgentGymError, ConfigError, nearest
-from agentgym.viewer.samples import safe
+from agentgym.messages import safe
 
 COMMANDS = {
     "train": "train a policy in an environment; writes runs/<name>/ with a report",
@@ -83,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def say(text: str = "") -> None:
-    """One line for the user, on standard output."""
-    sys.stdout.write(text + "\n")
+    """A line or more for the user, on standard output; what others wrote in it drives no terminal."""
+    sys.stdout.write(safe(text) + "\n")
 
 
 def _dispatch(args: list[str]) -> int:

@@ -40,10 +40,9 @@ from agentgym.evaluation.compare import (
     corrected,
     mismatches,
 )
-from agentgym.messages import transcript
+from agentgym.messages import safe, transcript
 from agentgym.rollout.store import Store, opening
 from agentgym.viewer.report import flat, read_summary
-from agentgym.viewer.samples import safe
 
 EXAMPLE = "agentgym compare runs/eval-Lookup-v0-gold-1 runs/eval-Lookup-v0-random-1"
 NUM_FLIPS = 5  # that the terminal shows; --json has all
@@ -100,7 +99,7 @@ def told(config: CompareConfig) -> int:
             raise ConfigError(f"{other} is A itself; give another run, or another phase: {other.folder}:PHASE")
         differ = mismatches(first.places, other.places)
         if differ and not config.anyway:
-            raise ConfigError(safe(refusal(first, other, differ)))
+            raise ConfigError(refusal(first, other, differ))
         if not (comparisons := compare(first.places, other.places)):
             raise ConfigError(f"A {first} and B {other} share no environment and split, so nothing can be compared")
         found.append((other, differ, comparisons))
@@ -110,16 +109,16 @@ def told(config: CompareConfig) -> int:
     if config.json:
         say(json_.dumps([_as_json(first, *each) for each in found], indent=2))
         return 0
-    say(safe(f"A  {first}"))
+    say(f"A  {first}")
     for other, differ, comparisons in found:
-        say(safe(f"B  {other}"))
+        say(f"B  {other}")
         for line in (*settings_that_differ(first, other), *(each.text for each in differ)):
-            say(safe(f"   differs: {line}"))
+            say(f"   differs: {line}")
         for side in (side for side in (first, other) if min(side.stored.values()) < 1):
             say(f"   {side} is not finished: what is missing counts as not covered; its command goes on with --resume")
         Console().print(table(comparisons, num_tests))
         for line in remarks(comparisons, partial(shown, a=first, b=other)):
-            say(safe(line))
+            say(line)
     return 0
 
 
@@ -138,7 +137,7 @@ def read(run: str) -> Side:
     for (env, split), parts in played.items():
         if len(parts) > 1:
             which = " or ".join(f"{folder}:{part}" for part in parts)
-            raise ConfigError(safe(f"{folder} has several parts of {env}, split {split}; give one of them: {which}"))
+            raise ConfigError(f"{folder} has several parts of {env}, split {split}; give one of them: {which}")
     if not (folder / "summary.json").is_file():
         return Side(folder, phases, places, dict.fromkeys(places, 0.0))
     summary = read_summary(folder)

@@ -19,7 +19,7 @@ from agentgym.evaluation.budget import Budget
 from agentgym.evaluation.figures import MIN_COVERAGE, Evaluation, Tally
 from agentgym.evaluation.intervals import Interval, success_interval
 from agentgym.ledger import Tokens
-from agentgym.viewer.samples import safe
+from agentgym.messages import safe
 
 COLUMNS = ("success", "95 % interval", "scored", "failed")
 SHOWN_S = 0.5  # between two looks at the figures: an interval over many episodes is work
@@ -163,7 +163,7 @@ def remarks(evaluation: Evaluation) -> list[str]:
     lines += [
         f"  {cause.n} x {cause.cause}, the first: {' '.join(cause.first[:200].split())}" for cause in e.causes[:3]
     ]
-    return list(map(safe, lines))
+    return lines
 
 
 def bill(spent: Tokens, budget: Budget) -> str:
@@ -178,7 +178,7 @@ def said(evaluations: Mapping[str, Evaluation]) -> list[str]:
     """The remarks of one evaluation, or of several by name."""
     if len(evaluations) == 1:
         return remarks(*evaluations.values())
-    told = {safe(name): remarks(each) for name, each in evaluations.items()}
+    told = {name: remarks(each) for name, each in evaluations.items()}
     return [line for name, lines in told.items() for line in (f"{name}:", *(f"  {x}" for x in lines))]
 
 

@@ -39,7 +39,6 @@ from agentgym.policies.base import Policy
 from agentgym.policies.context import ContextConfig
 from agentgym.rollout.store import Store
 from agentgym.viewer.report import planned, read_summary, write_report
-from agentgym.viewer.samples import safe
 
 EXAMPLE = "agentgym horizon agentgym/Lookup-v0 --model runs/Lookup-v0-1/model --horizon 1 2 4 8 16 32"
 LONGEST = 20  # history that is chosen where none is given
@@ -136,7 +135,7 @@ def _sum_up(config: HorizonConfig, folder: Path, found: Figures, began_s: float)
         say(json.dumps(summary, indent=1))
     else:
         Console().print(rates_table(summary["by_horizon"], f"{summary['env']} · {summary['model']}"))
-        say(safe("\n".join(remarks(summary))))
+        say("\n".join(remarks(summary)))
         say(f"report   {report}\nsummary  {folder / 'summary.json'}")
     return 0 if summary["by_horizon"] else 1
 
@@ -260,7 +259,7 @@ def _measurable(parts: Mapping[str, Part], run: Path) -> str:
     found = [phase for phase, part in parts.items() if part.horizon] if len(parts) > 1 else [*parts]
     if len(found) != 1:
         raise ConfigError(
-            f"{run} has {len(parts)} parts ({safe(', '.join(parts))}), {len(found)} of them with horizons, and one is "
+            f"{run} has {len(parts)} parts ({', '.join(parts)}), {len(found)} of them with horizons, and one is "
             "measured: give its environment, and the model with --model"
         )
     return found[0]

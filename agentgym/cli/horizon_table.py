@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from agentgym.evaluation.horizon import HalfHorizon
-from agentgym.viewer.samples import safe
+from agentgym.messages import safe
 
 Figures = dict[str, Any]
 WHENS = ("before", "after")

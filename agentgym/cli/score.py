@@ -28,7 +28,6 @@ from agentgym.registry import make
 from agentgym.rewards import Score
 from agentgym.rollout.replay import replay
 from agentgym.rollout.store import Store
-from agentgym.viewer.samples import safe
 
 EXAMPLE = "agentgym score runs/eval-Code-v0-gold-1 --set sandbox=bubblewrap"
 
@@ -126,7 +125,7 @@ def _tell(verdicts: Sequence[Verdict], phase: str, folder: Path) -> None:
     for verdict in verdicts:
         if verdict.changed and verdict.score is not None:
             before, after = verdict.episode.reward, verdict.score.reward
-            say(safe(f"{verdict.episode.task_id} attempt {verdict.episode.attempt}: {before:g} -> {after:g}"))
+            say(f"{verdict.episode.task_id} attempt {verdict.episode.attempt}: {before:g} -> {after:g}")
     num_judged, num_changed = sum(v.score is not None for v in verdicts), sum(v.changed for v in verdicts)
     comparisons = against_stored(verdicts)
     told = "; ".join(f"success {each.b}" for each in comparisons)
@@ -137,7 +136,7 @@ def _tell(verdicts: Sequence[Verdict], phase: str, folder: Path) -> None:
         say("A: the stored verdicts; B: those of now")
         Console().print(table(comparisons, len(comparisons)))
         for line in remarks(comparisons, lambda flip: shown(flip, side, side)[:1]):
-            say(safe(line))
+            say(line)
     for verdict in sorted((v for v in verdicts if v.why), key=lambda v: v.score is not None)[:5]:
         what = "not judged: " if verdict.score is None else ""
-        say(safe(f"  {what}{verdict.episode.task_id} attempt {verdict.episode.attempt}: {verdict.why}"))
+        say(f"  {what}{verdict.episode.task_id} attempt {verdict.episode.attempt}: {verdict.why}")

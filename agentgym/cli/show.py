@@ -21,7 +21,6 @@ from agentgym.messages import transcript
 from agentgym.rollout.store import Store
 from agentgym.viewer.horizons import columns, half_text
 from agentgym.viewer.report import percent, read_summary
-from agentgym.viewer.samples import safe
 
 EXAMPLE = "agentgym show runs/Lookup-v0-1 --phase after --episode 0"
 TRAINED = ("after", "train", "before")  # phases of a run with more than evaluations, the one that is meant first
@@ -132,7 +131,7 @@ def choose_episode(store: Store, phase: str, config: ShowConfig) -> tuple[Episod
     if not found:
         flag = "" if config.task is None else f"--task {config.task}: "
         hint = "" if tasks else nearest(config.task or "", known)
-        raise ConfigError(safe(f"{flag}phase {phase} has no such episode{hint}"))
+        raise ConfigError(f"{flag}phase {phase} has no such episode{hint}")
     if not 0 <= number < len(found):
         there = f"phase {phase} has {len(found)} such episodes"
         raise ConfigError(f"--episode {number}: {there}; give 0 to {len(found) - 1}")
@@ -147,11 +146,11 @@ def show_episode(episode: Episode, index: int) -> None:
     horizon = episode.metadata.get("horizon")
     about = [f"episode {index}", f"phase {episode.run}", f"task {episode.task_id}", f"attempt {episode.attempt}"]
     about += [] if horizon is None else [f"horizon {horizon}"]
-    say(safe(" · ".join(about)))
-    say(safe(transcript(episode.messages)))
+    say(" · ".join(about))
+    say(transcript(episode.messages))
     say(f"{verdict}: reward {episode.reward:g}, {len(episode.turns)} turns, ended: {episode.stop_reason}")
     if episode.failure is not None:
-        say(safe(f"failure ({episode.failure.kind}): {episode.failure.cause}: {episode.failure.message}"))
+        say(f"failure ({episode.failure.kind}): {episode.failure.cause}: {episode.failure.message}")
 
 
 def show_figures(folder: Path, phases: Mapping[str, int]) -> None:
@@ -160,9 +159,9 @@ def show_figures(folder: Path, phases: Mapping[str, int]) -> None:
     else:
         summary = read_summary(folder)
         about = f"{summary.get('env')} · {summary.get('model') or 'from scratch'} · seed {summary.get('seed')}"
-        say(safe(about))
+        say(about)
         is_horizon = summary.get("command") == "horizon"
-        say(safe("\n".join(horizon_table.remarks(summary)) if is_horizon else _headline(summary)))
+        say("\n".join(horizon_table.remarks(summary)) if is_horizon else _headline(summary))
         if summary.get("by_horizon"):
             Console().print(horizon_table.rates_table(columns(summary)))
     if (folder / "run.sqlite").is_file():

@@ -5,20 +5,15 @@ Owns the choice (by rule, never by hand) and the cutting. Escaping and layout ar
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from typing import Any
 
 from agentgym.ledger import Episode
-from agentgym.messages import Message
+from agentgym.messages import Message, safe
 
 NUM_SAMPLES = 4  # tasks shown before and after
 FOLD_AFTER = 14  # messages of a transcript shown unfolded
 LONGEST_TEXT = 4000  # characters of one message shown; the store has the rest
-_UNSEEN = re.compile(  # line ends and tabs are seen
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
-    "\U000e0000-\U000e0fff]|\r(?!\n)"
-)
 
 
 def samples(before: Iterable[Episode] | None, after: Iterable[Episode]) -> list[dict[str, Any]]:
@@ -90,11 +85,6 @@ def _as_arguments(text: str) -> str:
     if not isinstance(arguments, dict):
         return text
     return ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
-
-
-def safe(text: str) -> str:
-    """What somebody else wrote, without the characters that would drive a terminal, or that nobody would see."""
-    return _UNSEEN.sub(lambda found: f"‹U+{ord(found[0]):04X}›", text)
 
 
 def _cut(text: str) -> str:

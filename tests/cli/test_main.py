@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agentgym.cli import COMMANDS, Interrupted, main
+from agentgym.cli import COMMANDS, Interrupted, main, say
 
 COMMAND = Path(sys.executable).with_name("agentgym")
 HEAVY = ("torch", "transformers", "docker", "scipy", "rich", "httpx", "matplotlib", "jinja2")
@@ -97,3 +97,8 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         raising(ZeroDivisionError(), monkeypatch)
     with pytest.raises(ModuleNotFoundError):
         raising(ModuleNotFoundError("No module named 'agentgym.nonsense'", name="agentgym.nonsense"), monkeypatch)
+
+
+def test_whatever_a_command_says_drives_no_terminal(capsys):
+    say("\x1b]0;owned\x07 a\u202eb\tc\nd")
+    assert capsys.readouterr().out == "‹U+001B›]0;owned‹U+0007› a‹U+202E›b\tc\nd\n"
