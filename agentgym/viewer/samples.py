@@ -32,10 +32,8 @@ def samples(before: Iterable[Episode] | None, after: Iterable[Episode]) -> list[
     horizons = sorted(first, key=lambda h: (h is None, h))
     step = max(1.0, (len(horizons) - 1) / (NUM_SAMPLES - 1))
     picked = [first[horizons[min(round(i * step), len(horizons) - 1)]] for i in range(min(NUM_SAMPLES, len(horizons)))]
-    failed = next(
-        (t for t, e in later.items() if t in earlier and e.counts and not e.success and t not in picked), None
-    )
-    tasks = [*picked, failed] if failed is not None else picked
+    failed = next((t for t, e in later.items() if t in earlier and e.counts and not e.success), None)
+    tasks = picked if failed is None or failed in picked else [*picked, failed]
     why = "first failure" if before is None else "first failure after training"
     return [
         {

@@ -234,6 +234,8 @@ def test_samples_are_the_same_tasks_by_rule_and_one_failure(run_dir):
     assert [sample["task"] for sample in alone] == [sample["task"] for sample in shown]
     assert [when for sample in alone for when, _ in sample["sides"]] == [""] * 5
     assert alone[4]["why"] == "first failure"
+    lost = [replace(e, reward=0.0) for e in after]  # then it is among those that are shown anyway
+    assert [sample["why"] for sample in samples(None, lost)] == ["first failure", None, None, None]
 
 
 def test_durations_and_rates_read_as_a_person_says_them():
